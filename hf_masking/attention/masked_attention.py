@@ -1,0 +1,118 @@
+"""One function for all backends."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..masks import Mask
+from ..plan import Documents
+from . import reference
+
+logger = logging.getLogger("hf_masking")
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.attend}
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | str,
+    *,
+    documents: Tensor | Documents | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
+    """Attention in which query i sees key j only where the mask allows it.
+
+    A query that may attend to nothing gives output 0 and gradient 0. When there are fewer queries than keys, the
+    queries are the last positions. Masking adds -inf to the scores; multiplying them by 0 would leave weight exp(0).
+
+    Parameters:
+        query: ``[B, Hq, Nq, D]``.
+        key: ``[B, Hkv, Nk, D]``; Hkv divides Hq.
+        value: ``[B, Hkv, Nk, Dv]``.
+        mask: a mask or its spec.
+        documents: ``[B, Nk]`` integers, the document of each key, negative for padding; or `Documents`.
+        scale: factor of the scores, by default ``1 / sqrt(D)``.
+        dropout: probability with which a weight is dropped; the caller decides whether this is training.
+        backend: ``"auto"`` or one of `BACKENDS`. A backend that is named never falls back to another.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sink_logits: ``[Hq]``, a learned score that takes weight and gives no value (gpt-oss).
+
+    Returns:
+        ``[B, Hq, Nq, Dv]``.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, a spec that is not understood.
+    """
+    _check_shapes(query, key, value, dropout)
+    batch, _, n_queries, head_size = query.shape
+    return _choose(backend)(
+        query,
+        key,
+        value,
+        Mask.parse(mask),
+        _as_documents(documents, batch, n_queries, key.shape[2], query.device),
+        scale=head_size**-0.5 if scale is None else scale,
+        dropout=dropout,
+        softcap=softcap,
+        sink_logits=sink_logits,
+    )
+
+
+def check_backend(name: str) -> None:
+    """Raises a ValueError unless ``name`` is a backend."""
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+
+
+def _choose(backend: str) -> Callable[..., Tensor]:
+    check_backend(backend)
+    if backend != "auto":
+        return BACKENDS[backend]
+    _say_once("backend 'auto' runs 'reference': dense, exact, costs as much as no mask")
+    return BACKENDS["reference"]
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info(message)
+
+
+def _as_documents(
+    documents: Tensor | Documents | None, batch: int, n_queries: int, n_keys: int, device: torch.device
+) -> Documents:
+    if documents is None:
+        return Documents.single(n_queries, n_keys, device)
+    if isinstance(documents, Documents):
+        shapes = documents.query_positions.shape[1], documents.key_positions.shape[1]
+        if shapes != (n_queries, n_keys):
+            raise ValueError(f"documents describe (queries, keys) {shapes}, got {(n_queries, n_keys)}")
+        return documents
+    if documents.shape != (batch, n_keys) or documents.is_floating_point() or documents.dtype == torch.bool:
+        got = f"{documents.dtype} of shape {list(documents.shape)}"
+        raise ValueError(f"documents must be integers of shape [{batch}, {n_keys}] (batch, keys), got {got}")
+    return Documents.from_ids(documents, torch.arange(n_keys - n_queries, n_keys, device=device))
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
+    shapes = f"got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ValueError(f"expected [batch, heads, length, head size]; {shapes}")
+    if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(f"batch, key heads, key length and head size must agree; {shapes}")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"the number of query heads must be a multiple of the number of key heads; {shapes}")
+    if query.shape[2] > key.shape[2]:
+        raise ValueError(f"there may not be more queries than keys; {shapes}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")

@@ -1,0 +1,39 @@
+"""The root of truth: dense, in whatever precision the inputs have, a line a step of the definition."""
+
+import torch
+from torch import Tensor
+
+from ..masks import Mask
+from ..plan import Documents
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    documents: Documents,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
+    """Softmax over the allowed keys; a query that may attend to nothing gives 0. Shapes as in `masked_attention`."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    scores = query @ key.transpose(-2, -1) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    allowed = documents.allows(mask)[:, None]
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    if sink_logits is not None:
+        # A learned column that takes weight and gives no value (gpt-oss).
+        column = sink_logits.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    # Rows without a single allowed key are NaN after the softmax; filling them also cuts their gradient.
+    weights = weights.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
+    weights = torch.nn.functional.dropout(weights, dropout)
+    return weights @ value

@@ -1,0 +1,162 @@
+"""Union, intersection and difference of masks. Each answer follows from the members' answers."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from . import strip, tile
+from .mask import Mask
+from .strip import Strip
+
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class _Composition(Mask):
+    """What the three operators share: how they print, and how deep they may nest."""
+
+    symbol: ClassVar[str] = ""
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        return 1 + max(operand.depth for operand in self.operands)
+
+    def __str__(self) -> str:
+        first, *others = self.operands
+        # Left-associative: the first operand may bind as loosely as the operator itself, the others must bind tighter.
+        printed = [_parenthesised(first, first.precedence < self.precedence)]
+        printed += [_parenthesised(other, other.precedence <= self.precedence) for other in others]
+        return self.symbol.join(printed)
+
+    def _check(self) -> None:
+        for operand in self.operands:
+            if not isinstance(operand, Mask):
+                raise ValueError(f"{type(self).__name__} combines masks, got {operand!r}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"a mask may nest {MAX_DEPTH} operators deep, got {self.depth}; use fewer parentheses")
+
+
+def _parenthesised(mask: Mask, needed: bool) -> str:
+    return f"({mask})" if needed else str(mask)
+
+
+@dataclass(frozen=True)
+class _Members(_Composition):
+    """An associative operator: nested uses of it are flattened, the order stays."""
+
+    members: tuple[Mask, ...]
+
+    def __post_init__(self) -> None:
+        flat: list[Mask] = []
+        for member in self.members:
+            flat.extend(member.members if isinstance(member, type(self)) else (member,))
+        object.__setattr__(self, "members", tuple(flat))
+        if len(flat) < 2:
+            raise ValueError(f"{type(self).__name__} combines at least two masks, got {len(flat)}")
+        self._check()
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        return self.members
+
+
+@dataclass(frozen=True)
+class Union(_Members):
+    """``a|b``: the pairs that any member allows."""
+
+    symbol: ClassVar[str] = "|"
+    precedence: ClassVar[int] = 0
+
+    def strips(self) -> tuple[Strip, ...] | None:
+        return _fold_strips(strip.unite, self.members)
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return functools.reduce(torch.logical_or, (member.allows(q, k) for member in self.members))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return functools.reduce(tile.union, (member.tiles(q_lo, q_hi, k_lo, k_hi) for member in self.members))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return functools.reduce(torch.maximum, (member.last_reader(k) for member in self.members))
+
+    @property
+    def lookahead(self) -> int:
+        return max(member.lookahead for member in self.members)
+
+
+@dataclass(frozen=True)
+class Intersection(_Members):
+    """``a&b``: the pairs that every member allows."""
+
+    symbol: ClassVar[str] = "&"
+    precedence: ClassVar[int] = 1
+
+    def strips(self) -> tuple[Strip, ...] | None:
+        return _fold_strips(strip.intersect, self.members)
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return functools.reduce(torch.logical_and, (member.allows(q, k) for member in self.members))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return functools.reduce(tile.intersection, (member.tiles(q_lo, q_hi, k_lo, k_hi) for member in self.members))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return functools.reduce(torch.minimum, (member.last_reader(k) for member in self.members))
+
+    @property
+    def lookahead(self) -> int:
+        return min(member.lookahead for member in self.members)
+
+
+@dataclass(frozen=True)
+class Difference(_Composition):
+    """``a-b``: the pairs that ``left`` allows and ``right`` does not."""
+
+    left: Mask
+    right: Mask
+
+    symbol: ClassVar[str] = "-"
+    precedence: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        return self.left, self.right
+
+    def strips(self) -> tuple[Strip, ...] | None:
+        return _fold_strips(strip.subtract, (self.left, self.right))
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allows(q, k) & ~self.right.allows(q, k)
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        bounds = (q_lo, q_hi, k_lo, k_hi)
+        return tile.difference(self.left.tiles(*bounds), self.right.tiles(*bounds))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return self.left.last_reader(k)
+
+    @property
+    def lookahead(self) -> int:
+        return self.left.lookahead
+
+
+def _fold_strips(operation, members: tuple[Mask, ...]) -> tuple[Strip, ...] | None:
+    result = members[0].strips()
+    for member in members[1:]:
+        other = member.strips()
+        if result is None or other is None:
+            return None
+        result = operation(result, other)
+    return result

@@ -1,0 +1,55 @@
+"""What a mask looks like and how much it allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .mask import Mask
+from .strip import Strip
+
+_CHUNK = 2**22  # pairs looked at in one go
+
+
+def draw_text(mask: Mask, length: int, *, allowed: str = "■", excluded: str = "·") -> str:
+    """The mask over ``length`` positions, one row a query."""
+    rows = mask.dense(length).tolist()
+    return "\n".join(" ".join(allowed if pair else excluded for pair in row) for row in rows)
+
+
+def draw_png(mask: Mask, length: int, path: Path) -> None:
+    """Writes the mask over ``length`` positions as a picture (needs the extra ``plot``)."""
+    from matplotlib import colors
+    from matplotlib.figure import Figure
+
+    allowed = mask.dense(length)
+    figure = Figure(figsize=(4, 4.3), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    # The future that a causal mask excludes is lighter than the past that this mask leaves out.
+    shade = allowed.int() * 2 + Mask.parse("causal").dense(length).int()
+    axes.imshow(shade, cmap=colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"]), vmin=0, vmax=3)
+    axes.set(title=str(mask), xlabel="key", ylabel="query", xticks=[0, length - 1], yticks=[0, length - 1])
+    # A window next to the axes, not one pixel wide lines around every pair.
+    axes.tick_params(length=0)
+    figure.savefig(path, format="png")
+
+
+def count_pairs(mask: Mask, length: int) -> int:
+    """How many pairs the mask allows over ``length`` positions; O(length) for masks made of strips."""
+    strips = mask.strips()
+    if strips is not None:
+        return sum(_count_strip(strip, length) for strip in strips)
+    keys, rows = torch.arange(length)[None, :], max(1, _CHUNK // length)
+    return sum(int(mask.allows(q[:, None], keys).sum()) for q in torch.arange(length).split(rows))
+
+
+def _count_strip(strip: Strip, length: int) -> int:
+    keys = torch.arange(length)
+    readers = strip.distances.count(-keys, length - keys)
+    return int(readers[strip.keys.contains(keys)].sum())
+
+
+def keys_kept(mask: Mask, length: int) -> int:
+    """How many of the first ``length`` keys some query at position ``length`` or later may still read."""
+    return int((mask.last_reader(torch.arange(length)) >= length).sum())

@@ -1,0 +1,169 @@
+"""The spec language: ``"window:256|sinks:4"``.
+
+Python's set operators with their precedence: ``-``, then ``&``, then ``|``, left-associative, and parentheses. A name
+is ``[a-z_]+``; its arguments follow a colon and bind tightest: comma-separated unsigned integers, decimals, words or
+``key=value``. So ``offsets:0,1,2-sinks:4`` is a difference.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, NamedTuple
+
+from .compositions import MAX_DEPTH, Difference, Intersection, Union
+from .mask import Mask
+from .progression import FOREVER
+from .registry import PATTERNS
+
+_TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=])")
+_CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
+
+
+class MaskSyntaxError(ValueError):
+    """A spec that is not understood. The message shows the spec with a caret under the place."""
+
+    def __init__(self, message: str, spec: str, place: int) -> None:
+        first = max(0, place - _CONTEXT)
+        shown = "".join(c if c.isprintable() else "?" for c in spec[first : place + _CONTEXT])
+        super().__init__(f"{message}\n  {shown}\n  {' ' * (place - first)}^")
+
+
+class _Token(NamedTuple):
+    kind: str  # number, name, symbol or end
+    text: str
+    place: int
+
+
+def parse(spec: str) -> Mask:
+    """The mask that a spec stands for; raises MaskSyntaxError."""
+    if not isinstance(spec, str):
+        raise ValueError(f"a mask is a Mask or a spec such as 'window:256|sinks:4', got {spec!r}")
+    return _Parser(spec).parse()
+
+
+def _tokens(spec: str) -> list[_Token]:
+    tokens, place = [], 0
+    while place < len(spec):
+        if spec[place] == " ":
+            place += 1
+            continue
+        match = _TOKEN.match(spec, place)
+        if match is None:
+            raise MaskSyntaxError(f"unexpected character {spec[place]!r}", spec, place)
+        tokens.append(_Token(str(match.lastgroup), match.group(), place))
+        place = match.end()
+    return [*tokens, _Token("end", "", len(spec))]
+
+
+class _Parser:
+    """Recursive descent, one method a level of precedence."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.tokens = _tokens(spec)
+        self.next = 0
+        self.nesting = 0
+
+    @property
+    def token(self) -> _Token:
+        return self.tokens[self.next]
+
+    def parse(self) -> Mask:
+        mask = self.union()
+        if self.token.kind != "end":
+            raise self.error(f"expected '|', '&', '-' or the end, got {self.token.text!r}")
+        return mask
+
+    def union(self) -> Mask:
+        members = [self.intersection()]
+        while self.accept("|"):
+            members.append(self.intersection())
+        return self.build(Union, tuple(members)) if len(members) > 1 else members[0]
+
+    def intersection(self) -> Mask:
+        members = [self.difference()]
+        while self.accept("&"):
+            members.append(self.difference())
+        return self.build(Intersection, tuple(members)) if len(members) > 1 else members[0]
+
+    def difference(self) -> Mask:
+        mask = self.atom()
+        while self.accept("-"):
+            mask = self.build(Difference, mask, self.atom())
+        return mask
+
+    def atom(self) -> Mask:
+        if self.accept("("):
+            self.nesting += 1
+            if self.nesting > MAX_DEPTH:
+                raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
+            mask = self.union()
+            if not self.accept(")"):
+                raise self.error(f"expected ')', got {self.token.text or 'the end'!r}")
+            self.nesting -= 1
+            return mask
+        if self.token.kind != "name":
+            hint = " (numbers are unsigned; '-' takes a mask away)" if self.token.text == "-" else ""
+            raise self.error(f"expected a mask such as 'window:256', got {self.token.text or 'the end'!r}{hint}")
+        return self.pattern()
+
+    def pattern(self) -> Mask:
+        name = self.advance()
+        if name.text not in PATTERNS:
+            nearest = difflib.get_close_matches(name.text, PATTERNS, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(PATTERNS)}"
+            raise self.error(f"unknown mask {name.text!r}; {hint}", name)
+        arguments: list[Any] = []
+        keywords: dict[str, Any] = {}
+        start = name
+        if self.accept(":"):
+            start = self.token
+            self.argument(arguments, keywords)
+            while self.accept(","):
+                self.argument(arguments, keywords)
+        try:
+            return PATTERNS[name.text].from_arguments(tuple(arguments), keywords)
+        except ValueError as error:
+            raise self.error(str(error), start) from None
+
+    def argument(self, arguments: list[Any], keywords: dict[str, Any]) -> None:
+        token = self.advance()
+        if token.kind == "name" and self.accept("="):
+            if token.text in keywords:
+                raise self.error(f"{token.text!r} is given twice", token)
+            keywords[token.text] = self.value(self.advance())
+        elif keywords:
+            raise self.error("a plain argument may not follow key=value", token)
+        else:
+            arguments.append(self.value(token))
+
+    def value(self, token: _Token) -> Any:
+        if token.kind == "name":
+            return token.text
+        if token.kind != "number":
+            raise self.error(f"expected an unsigned number or a word, got {token.text or 'the end'!r}", token)
+        # Digits are counted first: int() refuses texts of thousands of them with an error of its own.
+        whole = token.text.split(".")[0]
+        if len(whole) > 4000 or int(whole) > FOREVER:
+            raise self.error(f"numbers must be at most {FOREVER}", token)
+        return float(token.text) if "." in token.text else int(token.text)
+
+    def accept(self, symbol: str) -> bool:
+        accepted = self.token.kind == "symbol" and self.token.text == symbol
+        self.next += accepted
+        return accepted
+
+    def advance(self) -> _Token:
+        token = self.token
+        self.next += token.kind != "end"
+        return token
+
+    def build(self, composition: type[Mask], *operands: Any) -> Mask:
+        try:
+            return composition(*operands)
+        except ValueError as error:
+            raise self.error(str(error)) from None
+
+    def error(self, message: str, token: _Token | None = None) -> MaskSyntaxError:
+        return MaskSyntaxError(message, self.spec, (token or self.token).place)

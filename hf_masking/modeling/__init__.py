@@ -1,0 +1,18 @@
+"""The Transformers side: patching, positions, saving and loading, checks."""
+
+from .check import CheckReport, CheckRow, check_model
+from .inspection import effective_mask
+from .patch import layer_masks, patch_model, patched, unpatch_model
+from .pretrained import from_pretrained
+
+__all__ = [
+    "CheckReport",
+    "CheckRow",
+    "check_model",
+    "effective_mask",
+    "from_pretrained",
+    "layer_masks",
+    "patch_model",
+    "patched",
+    "unpatch_model",
+]

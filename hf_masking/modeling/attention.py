@@ -1,0 +1,171 @@
+"""The two functions that Transformers calls: one makes the batch's handle, the other attends under a layer's mask."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ..attention import masked_attention
+from ..masks import Mask, SlidingWindow
+from ..plan import Documents
+from . import batch, handle
+
+IMPLEMENTATION = "hf_masking"
+_LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
+
+# Keyword arguments that reach an attention function and do not touch the scores.
+_HARMLESS = {
+    "cache_position",
+    "is_causal",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """The mask of one layer, and how it meets the window that the model has itself."""
+
+    mask: Mask
+    backend: str = "auto"
+    replace_model_pattern: bool = False
+
+    def under(self, sliding_window: int | None) -> Mask:
+        if not sliding_window or self.replace_model_pattern:
+            return self.mask
+        return self.mask & SlidingWindow(sliding_window)
+
+
+def attach(module: nn.Module, layer_mask: LayerMask) -> None:
+    setattr(module, _LAYER, layer_mask)
+
+
+def detach(module: nn.Module) -> None:
+    if hasattr(module, _LAYER):
+        delattr(module, _LAYER)
+
+
+def attached(module: nn.Module) -> LayerMask | None:
+    return getattr(module, _LAYER, None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer's attention: the mask it ran under, the model's own window included, and on what."""
+
+    layer: int
+    mask: Mask
+    documents: Documents
+
+
+class _Recorder(threading.local):
+    def __init__(self) -> None:
+        self.calls: list[Call] | None = None
+
+
+_recorder = _Recorder()
+
+
+@contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Collects every attention call of this thread."""
+    _recorder.calls, before = [], _recorder.calls
+    try:
+        yield _recorder.calls
+    finally:
+        _recorder.calls = before
+
+
+def describe_batch(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor:
+    """The mask function: positions and documents of queries and keys, in a tensor of O(N)."""
+    return handle.encode(batch.documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function. Attention weights are not returned; `effective_mask` shows what a layer sees."""
+    layer_mask = attached(module)
+    if layer_mask is None:
+        raise ValueError(
+            f"{type(module).__name__} runs on attn_implementation={IMPLEMENTATION!r} but has no mask; call "
+            "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
+            "or load with attn_implementation='sdpa' for full attention"
+        )
+    _refuse_unknown(module, kwargs)
+    mask = layer_mask.under(sliding_window)
+    documents = _read_handle(module, attention_mask, query.shape[2], key.shape[2])
+    if _recorder.calls is not None:
+        _recorder.calls.append(Call(int(getattr(module, "layer_idx", 0)), mask, documents))
+    output = masked_attention(
+        query,
+        key,
+        value,
+        mask,
+        documents=documents,
+        scale=scaling,
+        dropout=dropout,
+        backend=layer_mask.backend,
+        softcap=softcap,
+        sink_logits=s_aux,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _read_handle(module: nn.Module, attention_mask: Tensor | None, n_queries: int, n_keys: int) -> Documents:
+    if attention_mask is None or not handle.is_handle(attention_mask, n_queries + n_keys):
+        shape = None if attention_mask is None else list(attention_mask.shape)
+        raise ValueError(
+            f"{type(module).__name__} was called for {n_queries} queries and {n_keys} keys without this batch's "
+            f"positions (its mask slot holds {shape}); cross-attention, context parallelism and continuous batching "
+            "are not supported: call the patched model itself, or unpatch_model(model) first"
+        )
+    return handle.decode(attention_mask, n_keys)
+
+
+def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
+    if unknown:
+        hint = "; pass document_ids= for packed documents" if unknown[0].startswith("cu_seq_lens") else ""
+        raise ValueError(
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which hf_masking does not know "
+            f"and will not ignore{hint}"
+        )
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, describe_batch)

@@ -1,0 +1,220 @@
+"""The one place that turns the arguments of a forward into documents.
+
+Transformers tells a mask function neither the position ids nor the document ids, so a forward pre-hook on every
+(sub)model leaves what the batch says on a stack of the thread, where the mask function finds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from ..plan import Documents
+from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids
+from .handle import is_handle
+
+_PACKED = "hf_masking_packed"  # set on a cache whose rows hold several documents
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a forward says of its tokens, the cached ones first.
+
+    ids: the document of each token ``[B, N]``, PADDING for none; None where every token is in document 0.
+    packed: a row may hold several documents.
+    """
+
+    ids: Tensor | None = None
+    packed: bool = False
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.calls: list[tuple[nn.Module, Batch]] = []
+
+
+_stack = _Stack()
+
+
+def current() -> Batch | None:
+    """The batch of the innermost patched forward that is running in this thread."""
+    return _stack.calls[-1][1] if _stack.calls else None
+
+
+def enter(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: reads the batch, adopts the cache, takes ``document_ids`` out of the arguments."""
+    batch = current()
+    if batch is None:
+        arguments = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
+        kwargs = {name: value for name, value in kwargs.items() if name != "document_ids"}
+        batch = _read(arguments)
+        _refuse_generation(arguments, lookahead)
+        kwargs |= _with_ordinary_cache(module, arguments)
+    _stack.calls.append((module, batch))
+    return args, kwargs
+
+
+def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook that runs also after an exception; a call that failed in its pre-hook left nothing to undo."""
+    if not _stack.calls or _stack.calls[-1][0] is not module:
+        return
+    _, batch = _stack.calls.pop()
+    cache = kwargs.get("past_key_values") or getattr(output, "past_key_values", None)
+    if batch.packed and isinstance(cache, Cache):
+        setattr(cache, _PACKED, True)
+
+
+def documents(
+    attention_mask: Tensor | None, q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int, device: Any
+) -> Documents:
+    """Documents for the sizes that Transformers asks a mask for, from the running batch or else from its 2D mask."""
+    batch = current()
+    ids = None if batch is None else batch.ids
+    if ids is None and attention_mask is not None:
+        ids = ids_from_padding(attention_mask)
+    query_columns = torch.arange(q_length, device=device) + q_offset
+    columns = torch.arange(kv_offset + kv_length, device=device)
+    if ids is None:
+        ids = torch.zeros(1, len(columns), dtype=torch.int32, device=device)
+    ids = ids.to(device)[:, : len(columns)]
+    ids = nn.functional.pad(ids, (0, len(columns) - ids.shape[1]), value=PADDING)
+    # A static cache has columns behind the last query that hold nothing yet.
+    ids = torch.where(columns >= q_offset + q_length, PADDING, ids)
+    whole = Documents.from_ids(ids, query_columns)
+    if kv_offset == 0:
+        return whole
+    return Documents(
+        whole.query_positions, whole.query_ids, whole.key_positions[:, kv_offset:], whole.key_ids[:, kv_offset:]
+    )
+
+
+def _read(arguments: Mapping[str, Any]) -> Batch:
+    attention_mask, cache = arguments.get("attention_mask"), arguments.get("past_key_values")
+    inputs = arguments.get("input_ids")
+    inputs = arguments.get("inputs_embeds") if inputs is None else inputs
+    if inputs is None or _is_prepared(attention_mask):
+        return Batch()
+    rows, new = inputs.shape[:2]
+    seen = int(cache.get_seq_length()) if cache is not None else 0
+    real = _read_padding(attention_mask, rows, seen, new)
+    ids = _read_document_ids(arguments.get("document_ids"), rows, seen, new)
+    if ids is None and seen and getattr(cache, _PACKED, False):
+        raise ValueError(
+            "this cache holds packed documents, so the document of a new token is unknown; "
+            f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens), or decode one document a row"
+        )
+    if ids is None:
+        ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new)
+    packed = ids is not None
+    if packed and real is not None:
+        ids = torch.where(real, ids, PADDING)
+    elif real is not None:
+        ids = ids_from_padding(real)
+    return Batch(ids, packed)
+
+
+def _is_prepared(attention_mask: Any) -> bool:
+    """Whether the mask slot holds our own handles already (`generate` prepares them before a compiled forward)."""
+    values = list(attention_mask.values()) if isinstance(attention_mask, Mapping) else [attention_mask]
+    if all(value is None or is_handle(value) for value in values):
+        return any(value is not None for value in values)
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim == 2 and value is attention_mask:
+            return False
+        got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"a patched model takes the 2D padding mask [batch, tokens] as attention_mask, got {got}; "
+            "say the pattern as a mask instead: patch_model(model, 'window:256|sinks:4')"
+        )
+    return False
+
+
+def _read_padding(attention_mask: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (rows, seen + new):
+        raise ValueError(
+            f"attention_mask must cover the {seen} cached and {new} new tokens, shape [{rows}, {seen + new}], "
+            f"got {list(attention_mask.shape)}"
+        )
+    return attention_mask.bool()
+
+
+def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
+    if document_ids is None:
+        return None
+    if document_ids.is_floating_point() or document_ids.shape not in {(rows, seen + new), (1, seen + new)}:
+        got = f"{document_ids.dtype} of shape {list(document_ids.shape)}"
+        raise ValueError(f"document_ids must be integers of shape [{rows}, {seen + new}], got {got}")
+    return document_ids.expand(rows, -1)
+
+
+def _read_position_ids(
+    position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int
+) -> Tensor | None:
+    """Document ids if the position ids start anew somewhere; positions of several axes (images) say nothing of that."""
+    if position_ids is None or position_ids.ndim != 2 or new == 1:
+        return None
+    position_ids = position_ids.expand(rows, -1)
+    if real is None:
+        real = torch.ones(rows, seen + new, dtype=torch.bool, device=position_ids.device)
+    ids = ids_from_position_ids(position_ids, real[:, seen:])
+    if not bool((ids > 0).any()):
+        return None
+    return torch.cat([ids_from_padding(real[:, :seen]), ids], dim=-1)
+
+
+def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
+    if not lookahead:
+        return
+    cache = arguments.get("past_key_values")
+    decodes = cache is not None and bool(cache.get_seq_length())
+    # What `generate` asks for in every step, cached or not.
+    asks_for_next_token = not torch.is_grad_enabled() and arguments.get("logits_to_keep") in (1, True)
+    if decodes or asks_for_next_token:
+        raise ValueError(
+            f"the mask looks {lookahead} tokens ahead, so a model under it cannot generate; "
+            "use a causal mask, for example patch_model(model, 'block_local:64,1')"
+        )
+
+
+def _with_ordinary_cache(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Cache]:
+    """The cache is chosen from the mask, not from the config: layers that would drop keys are replaced while empty."""
+    cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
+    config = getattr(module, "config", None)
+    if cache is None:
+        use_cache = getattr(config, "use_cache", False) if use_cache is None else use_cache
+        recomputes = module.training and getattr(module, "is_gradient_checkpointing", False)
+        if not use_cache or recomputes:
+            return {}
+        cache = DynamicCache(config=config)
+        if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
+            return {}
+        _use_ordinary_layers(cache)
+        return {"past_key_values": cache}
+    if isinstance(cache, DynamicCache) and not cache.get_seq_length():
+        _use_ordinary_layers(cache)
+    return {}
+
+
+def _use_ordinary_layers(cache: Cache) -> None:
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = DynamicLayer()
+
+
+@functools.cache
+def _parameters(model_class: type[nn.Module]) -> tuple[str, ...]:
+    """The names of forward's positional parameters, without self."""
+    return tuple(inspect.signature(model_class.forward).parameters)[1:]

@@ -1,0 +1,261 @@
+"""Does the model keep its mask? Asked of the model itself, on tiny random batches.
+
+Changing one token may change exactly the rows that the masks let it reach, padded and packed too; and cached
+decoding must equal recomputation. The masks are tried as they are and, since a wide mask is all of causal on a tiny
+batch, once more with a probe that leaves much out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import Mask
+from . import attention, settings
+from .attention import Call, recording
+from .patch import find_patch
+from .settings import Settings
+
+LENGTH = 12
+CHANGED = (0, 3, 5, 8)  # columns whose token is changed; the others would cost time and tell the same
+ITSELF = Mask.parse("window:1")
+PROBE = Mask.parse("strided:3|sinks:1")
+
+# Relative to the standard deviation of the logits: what two ways of computing the same may differ by.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One question: its name, the verdict, the greatest difference seen (of logits), and what went wrong."""
+
+    name: str
+    passed: bool
+    difference: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.difference:9.2e}  {self.name} {self.detail}".rstrip()
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The rows of `check_model`."""
+
+    rows: tuple[CheckRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rows))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A way of laying documents out in a row: the document of each column, PADDING (-1) for none."""
+
+    name: str
+    ids: tuple[int, ...]
+
+    @property
+    def positions(self) -> list[int]:
+        """As the model wants them: the index in the document, and for padding the one of the token before."""
+        counts: dict[int, int] = {}
+        positions = []
+        for document in self.ids:
+            counts[document] = counts.get(document, -1) + (document >= 0)
+            positions.append(max(0, counts[document] if document >= 0 else max(counts.values())))
+        return positions
+
+    def allowed(self, mask: Mask) -> Tensor:
+        """``[N, N]``, pair by pair."""
+        positions, n = self.positions, len(self.ids)
+        allowed = mask.dense(n)
+        pairs = [
+            [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
+            for i in range(n)
+        ]
+        return torch.tensor(pairs)
+
+
+PLAIN = _Layout("one document", (0,) * LENGTH)
+PADDED = _Layout("padding on both sides and a hole", (-1, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1))
+PACKED = _Layout("packed documents", (0,) * 5 + (1,) * 7)
+
+
+def check_model(model: nn.Module) -> CheckReport:
+    """Runs the checks on a patched model; takes about twenty forward passes of a few dozen tokens.
+
+    Returns:
+        A report whose rows have a name, a verdict and the greatest difference seen; ``print`` it as a table.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    patch = find_patch(model)
+    if patch is None:
+        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    with _evaluating(model), torch.no_grad():
+        probe = _Probe(model, patch.settings)
+        routed = probe.every_layer_attends_through_us()
+        if not routed.passed:
+            return CheckReport((routed,))
+        rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
+        return CheckReport((*rows, *probe.layouts_agree(), *probe.cache_agrees()))
+
+
+@dataclass
+class _Probe:
+    model: nn.Module
+    wanted: Settings
+    n_layers: int = field(init=False)
+    scale: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.model.config.get_text_config(decoder=True)
+        self.n_layers = settings.count_layers(self.model.config)
+        parameter = next(self.model.parameters())
+        self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
+        # Rows that nothing reaches are computed alike in both runs, so they differ by rounding at most.
+        self.noise = 10 * torch.finfo(parameter.dtype).eps
+        draw = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(config.vocab_size, (LENGTH,), generator=draw).to(self.device)
+        self.vocabulary = config.vocab_size
+        parameters = inspect.signature(type(self.model).forward).parameters
+        self.takes_positions = "position_ids" in parameters or "kwargs" in parameters
+        self.scale = float(self.logits(self.tokens[None], PLAIN).std().clamp(min=1e-30))
+
+    def logits(self, tokens: Tensor, layout: _Layout) -> Tensor:
+        """``[B, N, vocabulary]`` of rows that share a layout."""
+        ids = torch.tensor(layout.ids, device=self.device).expand_as(tokens)
+        positions = torch.tensor(layout.positions, device=self.device).expand_as(tokens)
+        arguments = {"position_ids": positions} if self.takes_positions else {"document_ids": ids}
+        if layout is PADDED:
+            arguments["attention_mask"] = (ids >= 0).long()
+        return self.model(input_ids=tokens, use_cache=False, **arguments).logits.float()
+
+    def influence(self, layout: _Layout) -> Tensor:
+        """``[N, changed]``: how much each row moves when one token is changed."""
+        changed = self.tokens.repeat(len(CHANGED) + 1, 1)
+        for row, column in enumerate(CHANGED, start=1):
+            changed[row, column] = (changed[row, column] + 1 + row) % self.vocabulary
+        logits = self.logits(changed, layout)
+        return (logits[1:] - logits[:1]).abs().amax(-1).T.cpu() / self.scale
+
+    def calls(self) -> list[Call]:
+        with recording() as calls:
+            self.logits(self.tokens[None], PLAIN)
+        return sorted(calls, key=lambda call: call.layer)
+
+    def every_layer_attends_through_us(self) -> CheckRow:
+        missing = set(range(self.n_layers)) - {call.layer for call in self.calls()}
+        detail = f"(not layer {', '.join(map(str, sorted(missing)))})" if missing else ""
+        return CheckRow("every layer's attention asks for its mask", not missing, 0.0, detail)
+
+    def only_attention_mixes(self) -> Iterator[CheckRow]:
+        with _layer_masks(self.model, {}, default=ITSELF):
+            yield self.compare("nothing but attention mixes tokens", PLAIN, [ITSELF] * self.n_layers, exact=True)
+
+    def masks_reach_what_they_allow(self) -> Iterator[CheckRow]:
+        masks = [call.mask for call in self.calls()]
+        name = "a token reaches no row that the masks exclude"
+        for layout in self.possible_layouts():
+            yield self.compare(f"{name}: {layout.name}", layout, masks, exact=False)
+        alone = {self.wanted.mask_of(layer): layer for layer in reversed(range(self.n_layers))}
+        for mask, layer in [*alone.items(), (PROBE, self.n_layers - 1)]:
+            with _layer_masks(self.model, {layer: mask}, default=ITSELF):
+                masks = [call.mask for call in self.calls()]
+                for layout in self.possible_layouts():
+                    name = f"'{mask}' alone, in layer {layer}, is exactly itself: {layout.name}"
+                    yield self.compare(name, layout, masks, exact=True)
+
+    def compare(self, name: str, layout: _Layout, masks: Sequence[Mask], *, exact: bool) -> CheckRow:
+        """The influence of tokens on rows against the reach of the masks; ``exact``: each reach must be felt, too."""
+        influence = self.influence(layout)
+        reach = _reach([layout.allowed(mask) for mask in masks])[:, CHANGED]
+        real = torch.tensor(layout.ids)[:, None] >= 0
+        leaks = torch.where(real & ~reach, influence, 0.0)
+        detail = ""
+        if leaks.max() > self.noise:
+            row, column = divmod(int(leaks.argmax()), len(CHANGED))
+            detail = f"(row {row} depends on token {CHANGED[column]}, which is out of its reach)"
+        elif exact and (real & reach & (influence == 0)).any():
+            row, column = (real & reach & (influence == 0)).nonzero()[0].tolist()
+            detail = f"(row {row} does not depend on token {CHANGED[column]}, which it may attend to)"
+        return CheckRow(name, not detail, float(leaks.max()), detail)
+
+    def possible_layouts(self) -> tuple[_Layout, ...]:
+        return (PLAIN, PADDED, PACKED) if self.takes_positions else (PLAIN, PADDED)
+
+    def layouts_agree(self) -> Iterator[CheckRow]:
+        for mask, masks in self.own_and_probe():
+            with masks:
+                for layout in self.possible_layouts()[1:]:
+                    yield self.agree_with_separate_documents(layout, mask)
+
+    def agree_with_separate_documents(self, layout: _Layout, mask: str) -> CheckRow:
+        together, ids = self.logits(self.tokens[None], layout)[0], torch.tensor(layout.ids, device=self.device)
+        difference = 0.0
+        for document in range(max(layout.ids) + 1):
+            tokens = self.tokens[ids == document]
+            alone = self.logits(tokens[None], _Layout("alone", (0,) * len(tokens)))[0]
+            difference = max(difference, float((together[ids == document] - alone).abs().max()) / self.scale)
+        return CheckRow(f"{layout.name} = each document alone, {mask}", difference <= self.tolerance, difference)
+
+    def cache_agrees(self) -> Iterator[CheckRow]:
+        if any(mask.lookahead for mask in self.wanted.masks(self.n_layers)):
+            return
+        for mask, masks in self.own_and_probe():
+            with masks:
+                whole, cache, pieces = self.logits(self.tokens[None], PLAIN), None, []
+                for tokens in self.tokens[None].split([LENGTH - 4, 1, 1, 2], dim=1):
+                    output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
+                    cache = output.past_key_values
+                    pieces.append(output.logits.float())
+                difference = float((torch.cat(pieces, 1) - whole).abs().max()) / self.scale
+                yield CheckRow(f"cached decoding = recomputation, {mask}", difference <= self.tolerance, difference)
+
+    def own_and_probe(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+        own = {layer: self.wanted.mask_of(layer) for layer in range(self.n_layers)}
+        yield "its own masks", _layer_masks(self.model, own, default=ITSELF)
+        yield f"'{PROBE}'", _layer_masks(self.model, {}, default=PROBE)
+
+
+def _reach(layers: Sequence[Tensor]) -> Tensor:
+    """``[N, N]``: whether the row can depend on the token, through all layers and the residual stream."""
+    reach = torch.eye(len(layers[0]))
+    for allowed in layers:
+        reach = ((allowed.float() + torch.eye(len(allowed))) @ reach > 0).float()
+    return reach.bool()
+
+
+@contextmanager
+def _layer_masks(model: nn.Module, masks: dict[int, Mask], default: Mask) -> Iterator[None]:
+    """Other masks in the layers for the length of a with block."""
+    held = [(module, mask) for module in model.modules() if (mask := attention.attached(module)) is not None]
+    for module, layer_mask in held:
+        attention.attach(module, replace(layer_mask, mask=masks.get(module.layer_idx, default)))
+    try:
+        yield
+    finally:
+        for module, layer_mask in held:
+            attention.attach(module, layer_mask)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a with block; each submodule's mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

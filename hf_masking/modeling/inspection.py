@@ -1,0 +1,32 @@
+"""What each layer really lets each token see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import recording
+from .patch import find_patch
+
+
+def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
+    """Runs the batch through a patched model and returns what every layer let every token see.
+
+    Parameters:
+        model: a patched model.
+        batch: the arguments of its forward (``input_ids``, ``attention_mask``, ``position_ids``, ...).
+
+    Returns:
+        For each layer booleans ``[batch, queries, keys]`` over the columns of the batch, the model's own window,
+        padding and packing included; the batch axis is 1 where all rows are alike.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    if find_patch(model) is None:
+        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    with torch.no_grad(), recording() as calls:
+        model(**batch)
+    return [call.documents.allows(call.mask) for call in sorted(calls, key=lambda call: call.layer)]

@@ -1,0 +1,225 @@
+"""Putting a mask into a model, and taking it out again without a trace."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..attention import check_backend
+from ..errors import UnsupportedModelError
+from ..masks import FOREVER, Mask
+from . import attention, batch, settings
+from .attention import IMPLEMENTATION, LayerMask
+from .settings import Settings
+
+logger = logging.getLogger("hf_masking")
+
+_PATCH = "hf_masking_patch"  # the attribute of a model that holds its Patch
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class Patch:
+    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model."""
+
+    settings: Settings
+    backend: str
+    configs: list[tuple[nn.Module, PreTrainedConfig]]
+    hooks: list[RemovableHandle]
+
+
+def patch_model(
+    model: Model,
+    mask: Mask | str | None = None,
+    *,
+    layers: Mapping[int, Mask | str] | None = None,
+    backend: str = "auto",
+    replace_model_pattern: bool = False,
+    check: bool = True,
+) -> Model:
+    """Makes a decoder attend under a mask, in training, evaluation, prefill and decoding.
+
+    Parameters:
+        model: a decoder whose attention goes through Transformers' attention interface. A model that is patched
+            already gets the new mask.
+        mask: a mask or its spec, such as ``"window:256|sinks:4"``; None re-applies the one that the config carries.
+        layers: other masks for single layers, ``{0: "causal", -1: "causal"}``.
+        backend: what computes attention, see `masked_attention`.
+        replace_model_pattern: forget the window that the model has itself (Mistral, Gemma) instead of intersecting.
+        check: run the checks of `check_model` on tiny random batches, and refuse the model if one fails.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a wrong spec, layer or backend.
+        UnsupportedModelError: the model cannot be patched or fails a check; it is left as it was.
+    """
+    check_backend(backend)
+    base = _pretrained(model)
+    wanted = _settings(base, mask, layers, replace_model_pattern)
+    before = find_patch(model)
+    if before is not None:
+        unpatch_model(model)
+    try:
+        _apply(model, base, wanted, backend)
+        if check:
+            _require_checks(model)
+    except BaseException:
+        _undo(model)
+        if before is not None:
+            _apply(model, base, before.settings, before.backend)
+        raise
+    _tell(wanted, settings.count_layers(base.config))
+    return model
+
+
+def unpatch_model(model: Model) -> Model:
+    """Takes the mask out: configs, hooks and attributes are exactly as before `patch_model`.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    if find_patch(model) is None:
+        raise ValueError(f"{type(model).__name__} is not patched; there is nothing to undo")
+    _undo(model)
+    return model
+
+
+@contextmanager
+def patched(model: Model, mask: Mask | str | None = None, **options: Any) -> Iterator[Model]:
+    """`patch_model` for the length of a with block; afterwards the model is as it was, its earlier mask included."""
+    before = find_patch(model)
+    patch_model(model, mask, **options)
+    try:
+        yield model
+    finally:
+        _undo(model)
+        if before is not None:
+            _apply(model, _pretrained(model), before.settings, before.backend)
+
+
+def find_patch(model: nn.Module) -> Patch | None:
+    """The patch of the model or of a model inside it (a PEFT wrapper, say)."""
+    return next((vars(module)[_PATCH] for module in model.modules() if _PATCH in vars(module)), None)
+
+
+def layer_masks(model: nn.Module) -> list[Mask]:
+    """The mask of each layer of a patched model, without the windows of its own; causal everywhere if not patched."""
+    patch, n_layers = find_patch(model), settings.count_layers(_pretrained(model).config)
+    return [Mask.parse("causal")] * n_layers if patch is None else patch.settings.masks(n_layers)
+
+
+def _pretrained(model: nn.Module) -> PreTrainedModel:
+    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if found is None:
+        raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
+    if found.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
+    if getattr(found.config.get_text_config(), "attention_chunk_size", None):
+        raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
+    return found
+
+
+def _settings(
+    base: PreTrainedModel, mask: Mask | str | None, layers: Mapping[int, Mask | str] | None, replace: bool
+) -> Settings:
+    if mask is not None:
+        return Settings.of(mask, layers, settings.count_layers(base.config), replace)
+    carried = settings.read(base.config)
+    if carried is None:
+        raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
+    if layers:
+        raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
+    return carried
+
+
+def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str) -> None:
+    if base.config._attn_implementation == IMPLEMENTATION:
+        # Loaded by Transformers from a patched checkpoint: what to return to is the model without a mask.
+        settings.forget(base.config)
+        base.set_attn_implementation("sdpa")
+    patch = Patch(wanted, backend, _own_configs(model), [])
+    setattr(model, _PATCH, patch)
+    base.set_attn_implementation(IMPLEMENTATION)
+    if base.config.get_text_config()._attn_implementation != IMPLEMENTATION:
+        raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
+    settings.write(base.config, wanted)
+    _attach(model, wanted, backend)
+    lookahead = max(mask.lookahead for mask in wanted.masks(settings.count_layers(base.config)))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
+            enter = functools.partial(batch.enter, lookahead=lookahead)
+            patch.hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            patch.hooks.append(module.register_forward_hook(batch.leave, with_kwargs=True, always_call=True))
+
+
+def _undo(model: nn.Module) -> None:
+    for owner in model.modules():
+        patch = vars(owner).get(_PATCH)
+        if patch is None:
+            continue
+        for hook in patch.hooks:
+            hook.remove()
+        for module, config in patch.configs:
+            module.config = config
+        for module in owner.modules():
+            attention.detach(module)
+        delattr(owner, _PATCH)
+
+
+def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
+    """Gives the model copies of its configs (one copy for each object); returns who held which original."""
+    held = [(m, vars(m)["config"]) for m in model.modules() if isinstance(vars(m).get("config"), PreTrainedConfig)]
+    memo: dict[int, Any] = {}
+    for module, config in held:
+        module.config = copy.deepcopy(config, memo)
+    return held
+
+
+def _attach(model: nn.Module, wanted: Settings, backend: str) -> None:
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int):
+            attention.attach(module, LayerMask(wanted.mask_of(layer), backend, wanted.replace_model_pattern))
+
+
+def _takes_a_batch(model: PreTrainedModel) -> bool:
+    return {"attention_mask", "past_key_values"} <= set(inspect.signature(type(model).forward).parameters)
+
+
+def _require_checks(model: nn.Module) -> None:
+    from .check import check_model
+
+    report = check_model(model)
+    if not report.passed:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not keep its mask, so it was left unpatched (check=False patches it all the "
+            f"same):\n{report}"
+        )
+
+
+def _tell(wanted: Settings, n_layers: int) -> None:
+    masks = wanted.masks(n_layers)
+    if all(int(mask.last_reader(torch.tensor(0))) < FOREVER for mask in masks):
+        last = max(int(mask.last_reader(torch.tensor(0))) for mask in masks)
+        logger.warning(
+            "mask %s: no query after position %d sees the first token, which pretrained models lean on; "
+            "consider '%s|sinks:4'",
+            wanted.mask,
+            last,
+            wanted.mask,
+        )
+    if any(mask.lookahead for mask in masks):
+        logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)

@@ -1,0 +1,86 @@
+"""Where every query and every key stands: its document, and its position in it.
+
+A batch is a list of documents. Padding and packing are nothing but where documents start and end, so no mask ever
+sees a pad or a neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..masks import Mask
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Positions and documents of queries ``[B, Q]`` and keys ``[B, K]``, int32; B is 1 where all rows are alike.
+
+    A position is the index of a token among the real tokens of its document, PADDING (-1) for what is none.
+    """
+
+    query_positions: Tensor
+    query_ids: Tensor
+    key_positions: Tensor
+    key_ids: Tensor
+
+    @classmethod
+    def single(cls, n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
+        """One document a row, without padding; the queries are its last positions."""
+        positions = torch.arange(n_keys, dtype=torch.int32, device=device)[None]
+        ids = torch.zeros_like(positions)
+        return cls(positions[:, n_keys - n_queries :], ids[:, n_keys - n_queries :], positions, ids)
+
+    @classmethod
+    def from_ids(cls, ids: Tensor, query_columns: Tensor) -> Documents:
+        """From the document of every key, negative for padding.
+
+        Parameters:
+            ids: ``[B, K]`` integers; equal ids in a row are one document, wherever they stand.
+            query_columns: ``[Q]``, the columns of ``ids`` that the queries are.
+        """
+        positions = positions_in_documents(ids)
+        ids = ids.to(torch.int32)
+        return cls(positions[:, query_columns], ids[:, query_columns], positions, ids)
+
+    def allows(self, mask: Mask) -> Tensor:
+        """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
+        allowed = mask.allows(self.query_positions[:, :, None], self.key_positions[:, None, :])
+        real = (self.query_positions >= 0)[:, :, None] & (self.key_positions >= 0)[:, None, :]
+        return allowed & real & (self.query_ids[:, :, None] == self.key_ids[:, None, :])
+
+
+def positions_in_documents(ids: Tensor) -> Tensor:
+    """The index of each token among the tokens of its row with the same id, ``[B, K]`` int32; PADDING where id < 0."""
+    order = ids.argsort(dim=-1, stable=True)
+    in_order = ids.gather(-1, order)
+    columns = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    start_of_run = torch.where(starts, columns, 0).cummax(-1).values
+    positions = torch.empty_like(columns).scatter(-1, order, columns - start_of_run)
+    return torch.where(ids < 0, PADDING, positions).to(torch.int32)
+
+
+def ids_from_padding(attention_mask: Tensor) -> Tensor:
+    """One document a row: 0 for real tokens, PADDING for the others. A hole does not start a new document."""
+    return torch.where(attention_mask.bool(), 0, PADDING)
+
+
+def ids_from_position_ids(position_ids: Tensor, real: Tensor) -> Tensor:
+    """A real token whose position id is not greater than that of the real token before it starts a new document.
+
+    Parameters:
+        position_ids: ``[B, N]`` integers, as given to the model.
+        real: ``[B, N]`` booleans, False for padding.
+    """
+    columns = torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids)
+    last_real = torch.where(real, columns, -1).cummax(-1).values
+    predecessor = torch.nn.functional.pad(last_real[:, :-1], (1, 0), value=-1)
+    previous = position_ids.gather(-1, predecessor.clamp(min=0))
+    starts = real & (predecessor >= 0) & (position_ids <= previous)
+    return torch.where(real, starts.cumsum(-1), PADDING)

@@ -1,0 +1,43 @@
+"""Random masks for property tests."""
+
+from hypothesis import strategies as st
+
+from hf_masking.masks import (
+    BlockCausal,
+    BlockLocal,
+    Causal,
+    Dilated,
+    LogSparse,
+    Mask,
+    Offsets,
+    Sinks,
+    SlidingWindow,
+    Strided,
+    Summary,
+)
+
+small = st.integers(1, 9)
+
+patterns: st.SearchStrategy[Mask] = st.one_of(
+    st.just(Causal()),
+    st.builds(SlidingWindow, small),
+    st.builds(BlockCausal, small),
+    st.builds(BlockLocal, small, st.integers(0, 3)),
+    st.builds(Offsets, st.lists(st.integers(0, 20), min_size=1, max_size=6).map(tuple)),
+    st.builds(Strided, small),
+    st.builds(Dilated, small, small),
+    st.builds(LogSparse, st.integers(2, 5)),
+    st.builds(Sinks, small),
+    st.builds(lambda stride, width: Summary(stride, min(stride, width)), small, small),
+)
+
+
+def _compose(masks: st.SearchStrategy[Mask]) -> st.SearchStrategy[Mask]:
+    return st.one_of(
+        st.builds(lambda a, b: a | b, masks, masks),
+        st.builds(lambda a, b: a & b, masks, masks),
+        st.builds(lambda a, b: a - b, masks, masks),
+    )
+
+
+expressions: st.SearchStrategy[Mask] = st.recursive(patterns, _compose, max_leaves=5)

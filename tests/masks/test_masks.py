@@ -1,0 +1,207 @@
+"""Every answer of every mask against brute force."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_masking.masks import FOREVER, PATTERNS, Mask, Offsets, SlidingWindow, Tile
+from hf_masking.masks.picture import count_pairs, draw_text, keys_kept
+
+from .oracle import allowed, matrix
+from .strategies import expressions, patterns
+
+ROWS, COLUMNS = 23, 19
+# Beyond it the drawn patterns have no reader, unless they have one without end.
+HORIZON = 97
+
+
+def brute_force(mask, rows=ROWS, columns=COLUMNS):
+    return matrix(mask, range(rows), range(columns))
+
+
+@given(expressions)
+@settings(max_examples=2000)
+def test_allows_equals_brute_force(mask):
+    assert torch.equal(mask.dense(ROWS, COLUMNS), brute_force(mask))
+
+
+@given(expressions, st.integers(0, 20))
+@settings(max_examples=200)
+def test_dense_of_the_last_queries(mask, offset):
+    assert torch.equal(mask.dense(3, COLUMNS, offset), brute_force(mask)[offset : offset + 3])
+
+
+ranges = st.tuples(st.integers(0, 30), st.integers(0, 9)).map(lambda r: (r[0], r[0] + r[1]))
+
+
+def tile_of(mask, q_range, k_range):
+    return int(mask.tiles(*(torch.tensor(bound) for bound in (*q_range, *k_range))))
+
+
+def true_tile(mask, q_range, k_range):
+    inside = matrix(mask, range(*q_range), range(*k_range))
+    return Tile.NONE if not inside.any() else Tile.ALL if inside.all() else Tile.SOME
+
+
+@given(patterns, ranges, ranges)
+@settings(max_examples=2000)
+def test_tiles_of_patterns_are_exact(mask, q_range, k_range):
+    assert tile_of(mask, q_range, k_range) == true_tile(mask, q_range, k_range)
+
+
+@given(expressions, ranges, ranges)
+@settings(max_examples=2000)
+def test_tiles_of_compositions_are_sound(mask, q_range, k_range):
+    assert tile_of(mask, q_range, k_range) in (true_tile(mask, q_range, k_range), Tile.SOME)
+
+
+def last_readers(mask, keys):
+    """Per key the greatest query before HORIZON that may attend to it, -1 if none does."""
+    readers = matrix(mask, range(HORIZON), keys)
+    return torch.where(readers, torch.arange(HORIZON)[:, None], -1).amax(0)
+
+
+@given(patterns, st.integers(0, 40))
+@settings(max_examples=1000)
+def test_last_reader_of_patterns_is_exact(mask, key):
+    answer, truth = int(mask.last_reader(torch.tensor(key))), int(last_readers(mask, [key]))
+    if answer < HORIZON:
+        assert answer == truth
+    elif answer < FOREVER:
+        assert allowed(mask, answer, key)
+    else:
+        assert any(allowed(mask, far, key) for far in range(10**6, 10**6 + 10))
+
+
+@given(expressions, st.integers(0, 40))
+@settings(max_examples=1000)
+def test_last_reader_is_never_too_small(mask, key):
+    assert (mask.last_reader(torch.tensor(key)) >= last_readers(mask, [key])).all()
+
+
+def greatest_lookahead(mask):
+    pairs = brute_force(mask, ROWS, ROWS + 9).nonzero()
+    return max([0, *(pairs[:, 1] - pairs[:, 0]).tolist()])
+
+
+@given(patterns)
+@settings(max_examples=500)
+def test_lookahead_of_patterns_is_exact(mask):
+    assert mask.lookahead == greatest_lookahead(mask)
+
+
+@given(expressions)
+@settings(max_examples=500)
+def test_lookahead_is_never_too_small(mask):
+    assert mask.lookahead >= greatest_lookahead(mask)
+
+
+@given(expressions)
+@settings(max_examples=2000)
+def test_strips_are_disjoint_and_their_union_is_the_mask(mask):
+    strips = mask.strips()
+    if strips is not None:
+        q, k = torch.arange(ROWS)[:, None], torch.arange(COLUMNS)[None, :]
+        covered = sum((strip.allows(q, k).int() for strip in strips), torch.zeros(ROWS, COLUMNS, dtype=torch.int32))
+        assert torch.equal(covered, brute_force(mask).int())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "window:16|sinks:4",
+        "strided:8|window:8",
+        "sinks:3|strided:5",
+        "causal-window:7",
+        "dilated:4,6|window:5|sinks:2",
+        "summary:7,2|window:9",
+        "strided:4&strided:6",
+        "causal-strided:5",
+        "log_sparse|sinks:2",
+    ],
+)
+def test_the_compositions_that_people_use_are_made_of_strips(spec):
+    assert Mask.parse(spec).strips() is not None
+
+
+@given(expressions)
+@settings(max_examples=300)
+def test_counts_equal_brute_force(mask):
+    assert count_pairs(mask, COLUMNS) == brute_force(mask, COLUMNS, COLUMNS).sum()
+    assert keys_kept(mask, 11) >= matrix(mask, range(11, HORIZON), range(11)).any(0).sum()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_the_picture_in_the_docstring_is_the_mask(pattern):
+    spec, rows = re.search(r"``([a-z_:0-9,]+)``::\n\n((?: +[01 ]+\n)+)", pattern.__doc__ + "\n").groups()
+    picture = torch.tensor([[int(pair) for pair in row.split()] for row in rows.strip().splitlines()])
+    assert torch.equal(Mask.parse(spec).dense(*picture.shape).int(), picture)
+    assert type(Mask.parse(spec)) is pattern
+
+
+def test_text_picture():
+    assert draw_text(SlidingWindow(2), 3) == "■ · ·\n■ ■ ·\n· ■ ■"
+
+
+@given(expressions)
+@settings(max_examples=200)
+def test_masks_are_values(mask):
+    for twin in (copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
+        assert twin == mask and hash(twin) == hash(mask)
+
+
+def test_answers_do_not_overflow_on_int32_positions():
+    far = torch.tensor([FOREVER - 2], dtype=torch.int32)
+    for mask in map(Mask.parse, (f"window:{FOREVER}", f"block_local:{FOREVER},3", f"dilated:{FOREVER},{FOREVER}")):
+        assert mask.allows(far, far).all() and mask.allows(far, torch.tensor([0], dtype=torch.int32)).all() == (
+            mask.name != "dilated"
+        )
+        assert mask.last_reader(far) == FOREVER
+
+
+# Laws: two expressions that must be the same set.
+LAWS = [
+    ("window:4|window:4", "window:4"),
+    ("window:4&causal", "window:4"),
+    ("window:4|causal", "causal"),
+    ("window:4|window:4&sinks:2", "window:4"),
+    ("window:4&(window:4|sinks:2)", "window:4"),
+    (f"window:{ROWS}", "causal"),
+    ("strided:1", "causal"),
+    ("block_causal:1", "causal"),
+    ("block_causal:5&causal", "causal"),
+    ("dilated:3,1", "window:3"),
+    (f"dilated:{ROWS},4", "strided:4"),
+    ("summary:3,3", "causal"),
+    ("offsets:0,1,2", "window:3"),
+    ("causal-(causal-sinks:3)", "sinks:3"),
+    ("causal-window:3-sinks:2", "causal-(window:3|sinks:2)"),
+    ("strided:4&strided:6", "strided:12"),
+    ("block_local:5,9", "causal"),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), LAWS)
+def test_laws(left, right):
+    assert torch.equal(Mask.parse(left).dense(ROWS), Mask.parse(right).dense(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SlidingWindow(0), "window: `window` must be an integer from 1 to 2147483647, got 0"),
+        (lambda: SlidingWindow(True), "got True"),
+        (lambda: SlidingWindow(2.0), "got 2.0"),
+        (lambda: Offsets(()), "expected at least one distance"),
+        (lambda: Offsets((-1,)), "offsets: each distance must be an integer from 0"),
+        (lambda: Mask.parse("summary:4,5"), "summary: `width` must be an integer from 1 to 4, got 5"),
+    ],
+)
+def test_wrong_arguments(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()

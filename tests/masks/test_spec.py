@@ -1,0 +1,112 @@
+"""The spec language: what it accepts, what it prints, and how it refuses."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+
+from hf_masking.masks import Difference, Mask, MaskSyntaxError, Offsets, Sinks, SlidingWindow, Union
+
+from .strategies import expressions
+
+
+@given(expressions)
+@settings(max_examples=2000)
+def test_a_printed_mask_parses_to_the_same_value(mask):
+    assert Mask.parse(str(mask)) == mask
+
+
+@given(expressions)
+@settings(max_examples=500)
+def test_no_pair_of_parentheses_can_be_left_out(mask):
+    printed = str(mask)
+    for place, character in enumerate(printed):
+        if character == "(":
+            end, depth = place, 0
+            for end in range(place, len(printed)):
+                depth += {"(": 1, ")": -1}.get(printed[end], 0)
+                if depth == 0:
+                    break
+            assert Mask.parse(printed[:place] + printed[place + 1 : end] + printed[end + 1 :]) != mask
+
+
+@pytest.mark.parametrize(
+    ("spec", "printed"),
+    [
+        ("window:256|sinks:4", "window:256|sinks:4"),
+        (" ( window:256 | (sinks:4 | causal) ) ", "window:256|sinks:4|causal"),
+        ("offsets:4,1,1,0", "offsets:0,1,4"),
+        ("block_local:64,0", "block_local:64"),
+        ("block_local:block_size=64,lookback=1", "block_local:64,1"),
+        ("log_sparse:2", "log_sparse"),
+        ("causal-window:3-sinks:2", "causal-window:3-sinks:2"),
+        ("causal-(window:3-sinks:2)", "causal-(window:3-sinks:2)"),
+        ("causal&(window:3|sinks:2)-strided:2", "causal&(window:3|sinks:2)-strided:2"),
+    ],
+)
+def test_printed_form(spec, printed):
+    assert str(Mask.parse(spec)) == printed
+
+
+def test_precedence_is_that_of_python():
+    a, b, c = SlidingWindow(5), Sinks(2), Offsets((1, 3))
+    assert Mask.parse("window:5|sinks:2&offsets:1,3") == a | b & c
+    assert Mask.parse("window:5&sinks:2-offsets:1,3") == a & b - c
+    assert Mask.parse("offsets:1,3-sinks:2") == Difference(c, b)
+    assert Mask.parse("window:5|sinks:2|offsets:1,3") == Union((a, b, c))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message", "place"),
+    [
+        ("", "expected a mask such as 'window:256', got 'the end'", 0),
+        ("windw:3", "unknown mask 'windw'; did you mean 'window'?", 0),
+        ("qqq", "unknown mask 'qqq'; known: causal, window", 0),
+        ("window:3 sinks:2", "expected '|', '&', '-' or the end, got 'sinks'", 9),
+        ("window:3|", "expected a mask such as 'window:256', got 'the end'", 9),
+        ("window:-3", "expected an unsigned number or a word, got '-'", 7),
+        ("window:0", "window: `window` must be an integer from 1 to 2147483647, got 0", 7),
+        ("window:1.5", "got 1.5", 7),
+        ("window", "window: missing a required argument: 'window'; write window:window", 0),
+        ("window:1,2", "window: too many positional arguments", 7),
+        ("causal:1", "causal: too many positional arguments; write causal", 7),
+        ("block_local:2,size=3", "unexpected keyword argument 'size'", 12),
+        ("block_local:lookback=3,lookback=4", "'lookback' is given twice", 23),
+        ("block_local:lookback=3,4", "a plain argument may not follow key=value", 23),
+        ("strided:0", "strided: `stride` must be", 8),
+        ("(window:3", "expected ')', got 'the end'", 9),
+        ("window:3)", "got ')'", 8),
+        ("window:3^2", "unexpected character '^'", 8),
+        ("window:99999999999", "numbers must be at most 2147483647", 7),
+        ("window:" + "9" * 9000, "numbers must be at most", 7),
+        ("(" * 65 + "causal" + ")" * 65, "parentheses nest more than 64 deep", 65),
+        ("causal" + "-causal" * 65, "a mask may nest 64 operators deep, got 65", 461),
+    ],
+)
+def test_errors_show_the_place(spec, message, place):
+    with pytest.raises(MaskSyntaxError) as error:
+        Mask.parse(spec)
+    text, shown, caret = str(error.value).split("\n")
+    assert message in text
+    assert caret.index("^") == 2 + min(place, 60)
+    assert shown[2:] == spec[max(0, place - 60) : place + 60]
+
+
+def test_a_spec_must_be_a_text():
+    with pytest.raises(ValueError, match="a mask is a Mask or a spec"):
+        Mask.parse(3)
+
+
+def test_random_strings_raise_nothing_but_the_parsers_error():
+    draw = random.Random(7)
+    pieces = ["window", "sinks", "causal", "offsets", "strided", "block_local", ":", ",", "=", "(", ")", "-", "&", "|"]
+    pieces += [" ", "3", "0", "1.5", "99999999999", "x", "é", "\n", "\0", "٣", "²", "[", ";", "width"]
+    parsed = 0
+    for _ in range(100_000):
+        spec = "".join(draw.choices(pieces, k=draw.randint(0, 12)))
+        try:
+            assert Mask.parse(str(Mask.parse(spec))) == Mask.parse(spec)
+            parsed += 1
+        except MaskSyntaxError:
+            pass
+    assert parsed > 200
