@@ -1,0 +1,44 @@
+"""Sparse attention masks for Hugging Face decoders."""
+
+from .attention import masked_attention
+from .errors import UnsupportedModelError
+from .evaluation import perplexity
+from .masks import (
+    BlockCausal,
+    BlockLocal,
+    Causal,
+    Dilated,
+    LogSparse,
+    Mask,
+    MaskSyntaxError,
+    Offsets,
+    Sinks,
+    SlidingWindow,
+    Strided,
+    Summary,
+)
+from .modeling import check_model, effective_mask, from_pretrained, patch_model, patched, unpatch_model
+
+__all__ = [
+    "BlockCausal",
+    "BlockLocal",
+    "Causal",
+    "Dilated",
+    "LogSparse",
+    "Mask",
+    "MaskSyntaxError",
+    "Offsets",
+    "Sinks",
+    "SlidingWindow",
+    "Strided",
+    "Summary",
+    "UnsupportedModelError",
+    "check_model",
+    "effective_mask",
+    "from_pretrained",
+    "masked_attention",
+    "patch_model",
+    "patched",
+    "perplexity",
+    "unpatch_model",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -152,7 +153,10 @@ class Difference(_Composition):
         return self.left.lookahead
 
 
-def _fold_strips(operation, members: tuple[Mask, ...]) -> tuple[Strip, ...] | None:
+Fold = Callable[[tuple[Strip, ...], tuple[Strip, ...]], tuple[Strip, ...] | None]
+
+
+def _fold_strips(operation: Fold, members: tuple[Mask, ...]) -> tuple[Strip, ...] | None:
     result = members[0].strips()
     for member in members[1:]:
         other = member.strips()

@@ -16,8 +16,8 @@ from ..attention import masked_attention
 from ..masks import Mask, SlidingWindow
 from ..plan import Documents
 from . import batch, handle
+from .settings import KEY as IMPLEMENTATION
 
-IMPLEMENTATION = "hf_masking"
 _LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
 
 # Keyword arguments that reach an attention function and do not touch the scores.
@@ -65,9 +65,10 @@ def attached(module: nn.Module) -> LayerMask | None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer's attention: the mask it ran under, the model's own window included, and on what."""
+    """One call of a layer's attention: its own mask, the mask it ran under (with the model's window), and on what."""
 
     layer: int
+    own: Mask
     mask: Mask
     documents: Documents
 
@@ -130,7 +131,7 @@ def attend(
     mask = layer_mask.under(sliding_window)
     documents = _read_handle(module, attention_mask, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
-        _recorder.calls.append(Call(int(getattr(module, "layer_idx", 0)), mask, documents))
+        _recorder.calls.append(Call(int(getattr(module, "layer_idx", 0)), layer_mask.mask, mask, documents))
     output = masked_attention(
         query,
         key,

@@ -6,7 +6,6 @@ Transformers tells a mask function neither the position ids nor the document ids
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Mapping
@@ -15,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..plan import Documents
 from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids
 from .handle import is_handle
+from .settings import KEY
 
 _PACKED = "hf_masking_packed"  # set on a cache whose rows hold several documents
 
@@ -51,12 +51,13 @@ def current() -> Batch | None:
 
 
 def enter(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: reads the batch, adopts the cache, takes ``document_ids`` out of the arguments."""
     batch = current()
     if batch is None:
-        arguments = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
+        _refuse_another_implementation(module)
+        arguments = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         kwargs = {name: value for name, value in kwargs.items() if name != "document_ids"}
         batch = _read(arguments)
         _refuse_generation(arguments, lookahead)
@@ -116,12 +117,9 @@ def _read(arguments: Mapping[str, Any]) -> Batch:
         )
     if ids is None:
         ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new)
-    packed = ids is not None
-    if packed and real is not None:
-        ids = torch.where(real, ids, PADDING)
-    elif real is not None:
-        ids = ids_from_padding(real)
-    return Batch(ids, packed)
+    if ids is None:
+        return Batch(None if real is None else ids_from_padding(real))
+    return Batch(ids if real is None else torch.where(real, ids, PADDING), packed=True)
 
 
 def _is_prepared(attention_mask: Any) -> bool:
@@ -175,6 +173,16 @@ def _read_position_ids(
     return torch.cat([ids_from_padding(real[:, :seen]), ids], dim=-1)
 
 
+def _refuse_another_implementation(module: PreTrainedModel) -> None:
+    """`set_attn_implementation` on a patched model would leave a model that silently attends to everything."""
+    implementation = module.config.get_text_config()._attn_implementation
+    if implementation != KEY:
+        raise ValueError(
+            f"attention was switched to {implementation!r} after patch_model, which loses the mask; "
+            "call unpatch_model(model) for full attention, or patch_model(model, mask) again"
+        )
+
+
 def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
     if not lookahead:
         return
@@ -189,16 +197,14 @@ def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
         )
 
 
-def _with_ordinary_cache(module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Cache]:
+def _with_ordinary_cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> dict[str, Cache]:
     """The cache is chosen from the mask, not from the config: layers that would drop keys are replaced while empty."""
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
-    config = getattr(module, "config", None)
     if cache is None:
-        use_cache = getattr(config, "use_cache", False) if use_cache is None else use_cache
-        recomputes = module.training and getattr(module, "is_gradient_checkpointing", False)
-        if not use_cache or recomputes:
+        use_cache = getattr(module.config, "use_cache", False) if use_cache is None else use_cache
+        if not use_cache:
             return {}
-        cache = DynamicCache(config=config)
+        cache = DynamicCache(config=module.config)
         if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
             return {}
         _use_ordinary_layers(cache)
@@ -212,9 +218,3 @@ def _use_ordinary_layers(cache: Cache) -> None:
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
             cache.layers[index] = DynamicLayer()
-
-
-@functools.cache
-def _parameters(model_class: type[nn.Module]) -> tuple[str, ...]:
-    """The names of forward's positional parameters, without self."""
-    return tuple(inspect.signature(model_class.forward).parameters)[1:]

@@ -1,7 +1,7 @@
 """The tensor that travels through Transformers' mask slot in place of a dense mask.
 
-int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries. O(N), four-dimensional so that
-Transformers passes it through untouched, integer so that another attention implementation refuses it.
+int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries. O(N), four-dimensional so
+that Transformers passes it through untouched, integer so that another attention implementation refuses it.
 """
 
 import torch

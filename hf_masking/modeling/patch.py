@@ -20,8 +20,8 @@ from ..attention import check_backend
 from ..errors import UnsupportedModelError
 from ..masks import FOREVER, Mask
 from . import attention, batch, settings
-from .attention import IMPLEMENTATION, LayerMask
-from .settings import Settings
+from .attention import LayerMask
+from .settings import KEY, Settings
 
 logger = logging.getLogger("hf_masking")
 
@@ -67,7 +67,7 @@ def patch_model(
         UnsupportedModelError: the model cannot be patched or fails a check; it is left as it was.
     """
     check_backend(backend)
-    base = _pretrained(model)
+    base = pretrained(model)
     wanted = _settings(base, mask, layers, replace_model_pattern)
     before = find_patch(model)
     if before is not None:
@@ -107,7 +107,7 @@ def patched(model: Model, mask: Mask | str | None = None, **options: Any) -> Ite
     finally:
         _undo(model)
         if before is not None:
-            _apply(model, _pretrained(model), before.settings, before.backend)
+            _apply(model, pretrained(model), before.settings, before.backend)
 
 
 def find_patch(model: nn.Module) -> Patch | None:
@@ -117,11 +117,12 @@ def find_patch(model: nn.Module) -> Patch | None:
 
 def layer_masks(model: nn.Module) -> list[Mask]:
     """The mask of each layer of a patched model, without the windows of its own; causal everywhere if not patched."""
-    patch, n_layers = find_patch(model), settings.count_layers(_pretrained(model).config)
+    patch, n_layers = find_patch(model), settings.count_layers(pretrained(model).config)
     return [Mask.parse("causal")] * n_layers if patch is None else patch.settings.masks(n_layers)
 
 
-def _pretrained(model: nn.Module) -> PreTrainedModel:
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The Transformers model in a wrapper (or the model itself), if it is one whose kind can be patched."""
     found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if found is None:
         raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
@@ -146,14 +147,14 @@ def _settings(
 
 
 def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str) -> None:
-    if base.config._attn_implementation == IMPLEMENTATION:
+    if base.config._attn_implementation == KEY:
         # Loaded by Transformers from a patched checkpoint: what to return to is the model without a mask.
         settings.forget(base.config)
         base.set_attn_implementation("sdpa")
     patch = Patch(wanted, backend, _own_configs(model), [])
     setattr(model, _PATCH, patch)
-    base.set_attn_implementation(IMPLEMENTATION)
-    if base.config.get_text_config()._attn_implementation != IMPLEMENTATION:
+    base.set_attn_implementation(KEY)
+    if base.config.get_text_config()._attn_implementation != KEY:
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
     settings.write(base.config, wanted)
     _attach(model, wanted, backend)

@@ -35,7 +35,8 @@ class Settings:
         for index, layer_mask in (layers or {}).items():
             if isinstance(index, bool) or not isinstance(index, int) or not -n_layers <= index < n_layers:
                 raise ValueError(
-                    f"unknown layer {index!r}: the model has {n_layers} layers; use 0 to {n_layers - 1}, or -1 for the last"
+                    f"unknown layer {index!r}: the model has {n_layers} layers; use 0 to {n_layers - 1}, "
+                    "or -1 for the last"
                 )
             if index % n_layers in resolved:
                 raise ValueError(f"layer {index % n_layers} is given twice")
@@ -69,7 +70,7 @@ def count_layers(config: PreTrainedConfig) -> int:
 
 
 def write(config: PreTrainedConfig, settings: Settings) -> None:
-    """Makes the config remember the masks. The second entry makes loading without this plugin fail instead of forget."""
+    """Makes the config remember the masks; the second entry makes loading without this plugin fail, not forget."""
     setattr(config, KEY, settings.to_json())
     config.attn_implementation = KEY
 

@@ -1,0 +1,124 @@
+"""Where the text comes from: a file, a folder, the hub, or the standard library of the running Python."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+STDLIB = "stdlib"
+_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".cpp", ".js"}
+# Parts of the standard library that are not its source, or are only there on some installations.
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and where it is from."""
+
+    source: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    def split(self, held_out: float) -> tuple[Text, Text]:
+        """The text without its last part, and that part, cut at the end of a line."""
+        place = int(len(self.content) * (1 - held_out))
+        place = self.content.find("\n", place) + 1 or place
+        return Text(self.source, self.content[:place]), Text(self.source, self.content[place:])
+
+
+def load_text(source: str, *, split: str = "test", column: str = "text") -> Text:
+    """The text of a source.
+
+    Parameters:
+        source: a UTF-8 file; a folder, whose text files are joined in the order of their names; ``stdlib``, the source
+            of the Python standard library that is running; or a data set of the hub, ``name`` or ``name:config``.
+        split: the split of a hub data set.
+        column: its column that holds the text.
+
+    Raises:
+        ValueError: there is no such source, it cannot be reached, or it is not text.
+    """
+    if source == STDLIB:
+        return Text(source, _standard_library())
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Text(source, _folder(path))
+    if path.is_file():
+        return Text(source, _read(path))
+    if path.suffix in _SUFFIXES or source.startswith((".", "/", "~")):
+        raise ValueError(f"no such file or folder: {source}; give a text file, a folder, a hub data set or 'stdlib'")
+    return Text(source, _hub(source, split, column))
+
+
+def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> tuple[Tensor, int | None]:
+    """Token ids ``[N]`` without special tokens, and the bytes of text they stand for (None if that is not known).
+
+    Parameters:
+        max_tokens: keep that many tokens from the beginning.
+    """
+    content = text.content
+    # A token is rarely longer than 16 characters; what is cut anyway need not be encoded.
+    shortened = max_tokens is not None and max_tokens * 16 < len(content)
+    if shortened and max_tokens is not None:
+        content = content[: max_tokens * 16]
+    options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+    encoded = tokenizer(content, add_special_tokens=False, verbose=False, **options)
+    ids = encoded["input_ids"]
+    if max_tokens is None or (len(ids) <= max_tokens and not shortened):
+        return torch.tensor(ids), len(content.encode())
+    ids = ids[:max_tokens]
+    covered = content[: encoded["offset_mapping"][len(ids) - 1][1]] if tokenizer.is_fast and ids else None
+    return torch.tensor(ids), None if covered is None else len(covered.encode())
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it or name another file") from None
+    if not content.strip():
+        raise ValueError(f"{path} is empty; name a file with text")
+    return content
+
+
+def _folder(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"no text files in {path}; expected files that end in {', '.join(sorted(_SUFFIXES))}")
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+def _standard_library() -> str:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in root.rglob("*.py") if not _NOT_LIBRARY & set(file.relative_to(root).parts)]
+    if not files:
+        raise ValueError(f"this Python has no library source in {root}; name a text file with --data")
+    # A fixed shuffle: neighbours in the alphabet are alike, and the end of the text is what is held out.
+    files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+def _hub(source: str, split: str, column: str) -> str:
+    import datasets
+
+    name, _, config = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{source!r} is no file or folder here, and cannot be loaded from the hub ({reason}); "
+            "name a text file, a folder, or 'stdlib', which needs no network"
+        ) from None
+    if column not in rows.column_names:
+        raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(rows.column_names)}")
+    return "\n".join(rows[column])

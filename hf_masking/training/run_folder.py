@@ -1,0 +1,96 @@
+"""The folder of a fine-tuning: what it is, its log, its checkpoints, its best model.
+
+run.json            what is trained on what, and how; a run resumes only as itself
+log.jsonl           a line a step, and a line an evaluation
+checkpoints/        step-000050/ ...: weights, optimizer, schedule, random states
+best/               the model with the lowest perplexity, its tokenizer and its mask
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..files import put_in_place, remove, written_aside
+
+
+class RunFolder:
+    """All reading and writing in the folder of a run. Only the main process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log_path = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+
+    def claim(self, description: dict[str, Any], resume: bool) -> None:
+        """Checks that the folder is free, or holds this very run and is to be resumed; raises ValueError if not."""
+        description_path = self.path / "run.json"
+        if not description_path.exists():
+            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+                raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
+            )
+        held = json.loads(description_path.read_text())
+        wanted = json.loads(json.dumps(description))
+        different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
+        if different:
+            key = different[0]
+            raise ValueError(
+                f"{self.path} holds a run with {key} = {held.get(key)!r}, and it cannot be resumed with "
+                f"{wanted.get(key)!r}; give the same {', '.join(different)}, or another --output"
+            )
+
+    def describe(self, description: dict[str, Any]) -> None:
+        with written_aside(self.path / "run.json") as aside:
+            aside.write_text(json.dumps(description, indent=2) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log; a last line that a kill has cut is left out."""
+        if not self.log_path.exists():
+            return []
+        records = []
+        for line in self.log_path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind_log(self, steps: int) -> list[dict[str, Any]]:
+        """Forgets what was logged after the checkpoint at ``steps``; returns what stays."""
+        kept = [record for record in self.records() if record["step"] <= steps]
+        with written_aside(self.log_path) as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        return kept
+
+    def checkpoint(self, steps: int) -> Path:
+        return self.checkpoints / f"step-{steps:06d}"
+
+    def latest_steps(self) -> int:
+        """After how many steps the newest whole checkpoint was written; 0 if there is none."""
+        found = [int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")]
+        return max(found, default=0)
+
+    def partial_checkpoint(self, steps: int) -> Path:
+        """Where all processes write a checkpoint before it counts."""
+        return self.checkpoints / f".step-{steps:06d}.partial"
+
+    def finish_checkpoint(self, steps: int, keep: int) -> None:
+        put_in_place(self.partial_checkpoint(steps), self.checkpoint(steps))
+        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+            remove(old)
+
+    def save_best(self, save: Callable[[Path], None]) -> None:
+        with written_aside(self.best) as aside:
+            aside.mkdir()
+            save(aside)

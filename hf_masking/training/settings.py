@@ -1,0 +1,48 @@
+"""What can be chosen about a fine-tuning. The command line makes an option of every field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is fine-tuned. ``batch_size`` counts contexts in one optimizer step, over all processes."""
+
+    context: int = _option(512, "tokens in a context")
+    steps: int = _option(200, "optimizer steps")
+    batch_size: int = _option(8, "contexts in an optimizer step, over all processes")
+    micro_batch_size: int | None = _option(None, "contexts in one forward pass; by default all of a process")
+    learning_rate: float = _option(3e-4, "highest learning rate, after the warm-up; it falls as a cosine to 0")
+    warmup_steps: int = _option(20, "steps of linear warm-up")
+    weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
+    max_gradient_norm: float = _option(1.0, "gradients are clipped to this norm")
+    gradient_checkpointing: bool = _option(False, "recompute activations in the backward pass, to save memory")
+    bf16: bool = _option(False, "compute in bfloat16, keep the weights in float32")
+    seed: int = _option(0, "order of the contexts, and dropout")
+    eval_every: int = _option(50, "steps from one evaluation to the next")
+    checkpoint_every: int = _option(50, "steps from one checkpoint to the next")
+    keep_checkpoints: int = _option(2, "how many checkpoints stay on disk")
+
+    def check(self, processes: int = 1) -> None:
+        """Raises a ValueError for what cannot be run."""
+        for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+        if min(self.warmup_steps, self.weight_decay) < 0:
+            raise ValueError("warmup_steps and weight_decay may not be negative")
+        if self.batch_size % processes:
+            raise ValueError(
+                f"batch_size counts all processes and must be a multiple of their number, got {self.batch_size} "
+                f"for {processes} processes"
+            )

@@ -1,0 +1,195 @@
+"""The training loop: what a step computes, and that a run can be killed anywhere."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hf_masking import from_pretrained, patch_model, perplexity
+from hf_masking.training import Contexts, TrainingSettings, finetune
+from hf_masking.training.data import IGNORED
+from hf_masking.training.run_folder import RunFolder
+
+from ..modeling.families import build, tokens
+
+TRAIN, EVAL = tokens(1, 700, seed=1)[0], tokens(1, 100, seed=2)[0]
+SETTINGS = TrainingSettings(
+    context=16, steps=8, batch_size=6, micro_batch_size=4, learning_rate=3e-3, warmup_steps=2, eval_every=3,
+    checkpoint_every=2,
+)  # fmt: skip
+
+
+def model(**changes):
+    return patch_model(build("llama", **changes), "window:4|sinks:1", check=False)
+
+
+def test_every_token_is_a_label_once_a_pass():
+    contexts = Contexts.pack(torch.arange(100, 171), 16)
+    assert contexts.inputs.shape == contexts.labels.shape == (5, 16)
+    real = contexts.labels != IGNORED
+    assert contexts.labels[real].tolist() == list(range(101, 171))
+    assert torch.equal(contexts.inputs[real] + 1, contexts.labels[real])
+    chosen = [index for step in range(5) for index in contexts.indices(step, 3, seed=7)]
+    assert Counter(chosen[:5]) == Counter(chosen[5:10]) == Counter(range(5))
+    assert chosen[:5] != chosen[5:10]
+    assert contexts.indices(0, 15, seed=8) != chosen
+    assert "attention_mask" not in contexts.batch([0, 1])
+    assert contexts.batch([0, 4])["attention_mask"].sum() == 16 + 6 == contexts.scored([0, 4])
+
+
+def test_a_step_is_that_of_plain_pytorch():
+    """Accumulated micro-batches of unequal weight give the gradient of the mean over all tokens of the step."""
+    settings = dataclasses.replace(SETTINGS, steps=2, warmup_steps=0, batch_size=40, micro_batch_size=7)
+    trained = model()
+    losses = finetune(trained, TRAIN[:640], EVAL, settings).losses
+
+    plain = model()
+    contexts = Contexts.pack(TRAIN[:640], 16)
+    assert any(contexts.scored([index]) < 16 for index in contexts.indices(0, 40, settings.seed))
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    for step, rate in enumerate([1.0, 0.5]):  # the cosine at 0 and at half of two steps
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        batch = contexts.batch(contexts.indices(step, 40, settings.seed))
+        labels = batch.pop("labels")
+        loss = F.cross_entropy(plain(**batch).logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        assert abs(loss.item() - losses[step]) < 1e-5
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for one, other in zip(trained.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_and_micro_batches_change_nothing():
+    expected = finetune(model(), TRAIN, EVAL, SETTINGS).losses
+    for change in ({"gradient_checkpointing": True}, {"micro_batch_size": 1}, {"micro_batch_size": None}):
+        losses = finetune(model(), TRAIN, EVAL, dataclasses.replace(SETTINGS, **change)).losses
+        assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_bf16_trains():
+    result = finetune(model(), TRAIN, EVAL, dataclasses.replace(SETTINGS, bf16=True))
+    expected = finetune(model(), TRAIN, EVAL, SETTINGS)
+    assert result.losses != expected.losses
+    assert result.losses == pytest.approx(expected.losses, abs=0.3)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(steps):
+    def on_record(record):
+        if record["step"] == steps and "loss" in record:
+            raise Killed
+
+    return on_record
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 6, 7])
+def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path, killed_after):
+    """With dropout, so that the random states count too."""
+    options = {"attention_dropout": 0.2}
+    unbroken = finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "unbroken")
+    with pytest.raises(Killed):
+        finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", on_record=kill_after(killed_after))
+    resumed = finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True)
+    assert resumed.losses == unbroken.losses
+    assert resumed.evaluations == unbroken.evaluations
+
+    def curve(name):
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+    assert curve("run") == curve("unbroken")
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == ["step-000006", "step-000008"]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path)
+    again = finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path, resume=True)
+    assert (again.losses, again.evaluations) == (first.losses, first.evaluations)
+
+
+def test_the_best_model_is_saved_with_its_mask(tmp_path):
+    settings = dataclasses.replace(SETTINGS, learning_rate=0.3, steps=9)
+    result = finetune(model(), TRAIN, EVAL, settings, output=tmp_path)
+    assert set(result.evaluations) == {3, 6, 9}
+    loaded = from_pretrained(tmp_path / "best")
+    assert loaded.config.hf_masking["mask"] == "window:4|sinks:1"
+    step, best = result.best
+    assert best == min(result.evaluations.values())
+    assert step != 9, "the test needs a run that gets worse at its end"
+    assert perplexity(loaded, EVAL, context=16, batch_size=8).perplexity == pytest.approx(best, rel=1e-5)
+
+
+def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finetune(model(), TRAIN, EVAL, SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_another_run(tmp_path):
+    finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", description={"mask": "window:4"})
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ValueError, match=r"holds another run; give --resume to go on with it, or another --output"):
+        finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", description={"mask": "window:4"})
+    with pytest.raises(ValueError, match=r"holds a run with mask = 'window:4', and it cannot be resumed with 'causal'"):
+        finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True, description={"mask": "causal"})
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not an empty folder and holds no run"):
+        finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "other")
+
+
+def test_a_cut_line_in_the_log_is_forgotten(tmp_path):
+    run = RunFolder(tmp_path)
+    run.log({"step": 1, "loss": 2.0})
+    run.log({"step": 2, "loss": 1.0})
+    with run.log_path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [record["step"] for record in run.rewind_log(1)] == [1]
+    assert run.log_path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": 0}, "context must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"warmup_steps": -1}, "may not be negative"),
+        ({"context": 700}, "the text to train on has 700 tokens, and one context of 700 needs 701"),
+    ],
+)
+def test_wrong_settings(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        finetune(model(), TRAIN, EVAL, dataclasses.replace(SETTINGS, **change))
+
+
+def test_a_batch_must_divide_over_the_processes():
+    with pytest.raises(ValueError, match="must be a multiple of their number, got 6 for 4 processes"):
+        SETTINGS.check(processes=4)
+
+
+def test_lookahead_and_lost_numbers_are_refused():
+    with pytest.raises(ValueError, match="training on the next token would score answers that were seen"):
+        finetune(patch_model(build("llama"), "block_causal:4", check=False), TRAIN, EVAL, SETTINGS)
+    broken = model()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the loss became nan at step 1; lower the learning rate"):
+        finetune(broken, TRAIN, EVAL, SETTINGS)
