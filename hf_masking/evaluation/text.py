@@ -6,6 +6,7 @@ import hashlib
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,19 +66,24 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
     Parameters:
         max_tokens: keep that many tokens from the beginning.
     """
-    content = text.content
-    # A token is rarely longer than 16 characters; what is cut anyway need not be encoded.
-    shortened = max_tokens is not None and max_tokens * 16 < len(content)
-    if shortened and max_tokens is not None:
-        content = content[: max_tokens * 16]
-    options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
-    encoded = tokenizer(content, add_special_tokens=False, verbose=False, **options)
-    ids = encoded["input_ids"]
-    if max_tokens is None or (len(ids) <= max_tokens and not shortened):
-        return torch.tensor(ids), len(content.encode())
-    ids = ids[:max_tokens]
-    covered = content[: encoded["offset_mapping"][len(ids) - 1][1]] if tokenizer.is_fast and ids else None
+    if max_tokens is None:
+        ids = _tokenize(tokenizer, text.content)["input_ids"]
+        return torch.tensor(ids), len(text.content.encode())
+    # What is cut anyway need not be encoded; a last token that the cut fell into is among what is thrown away.
+    characters = 4 * max_tokens
+    while True:
+        encoded = _tokenize(tokenizer, text.content[:characters])
+        if len(encoded["input_ids"]) > max_tokens or characters >= len(text.content):
+            break
+        characters *= 2
+    ids = encoded["input_ids"][:max_tokens]
+    known = tokenizer.is_fast and bool(ids)
+    covered = text.content[: encoded["offset_mapping"][len(ids) - 1][1]] if known else None
     return torch.tensor(ids), None if covered is None else len(covered.encode())
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
+    return tokenizer(content, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
 
 
 def _read(path: Path) -> str:

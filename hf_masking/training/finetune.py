@@ -102,7 +102,9 @@ class _Trainer:
         set_seed(settings.seed, device_specific=True)
         if settings.gradient_checkpointing:
             _enable_checkpointing(model)
-        optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate)
+        optimizer = torch.optim.AdamW(
+            _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
+        )
         self.schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.schedule)

@@ -54,7 +54,7 @@ def test_a_step_is_that_of_plain_pytorch():
         {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
     for step, rate in enumerate([1.0, 0.5]):  # the cosine at 0 and at half of two steps
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
@@ -84,14 +84,14 @@ def test_bf16_trains():
     assert result.losses == pytest.approx(expected.losses, abs=0.3)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def kill_after(steps):
     def on_record(record):
         if record["step"] == steps and "loss" in record:
-            raise Killed
+            raise KilledError
 
     return on_record
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path, killed_after):
     """With dropout, so that the random states count too."""
     options = {"attention_dropout": 0.2}
     unbroken = finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "unbroken")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", on_record=kill_after(killed_after))
     resumed = finetune(model(**options), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True)
     assert resumed.losses == unbroken.losses

@@ -1,0 +1,79 @@
+"""What the commands print, and how they load a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..files import written_aside
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def quiet() -> None:
+    """Transformers' own bars and advice would run into ours."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Progress]:
+    """A bar on standard error, with one task, number 0."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, transient=True) as progress:
+        progress.add_task(description, total=total)
+        yield progress
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, as it is, without a mask that it may carry."""
+    model = _load(AutoModelForCausalLM, name, "model", attn_implementation="sdpa")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    return _load(AutoTokenizer, name, "tokenizer")
+
+
+def _load(kind: Any, name: str, what: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "the folder" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"
+        raise ValueError(
+            f"no {what} can be loaded from {name!r} ({where} {reason}); give a folder that save_pretrained wrote, "
+            "or a hub id"
+        ) from None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(data, indent=2) + "\n")
+    errors.print(f"wrote {path}")
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,132 @@
+"""`hf-masking eval MODEL`: perplexity under one or several masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..evaluation import Perplexity, encode, perplexity
+from ..modeling import patched
+from .console import console, describe_machine, load_model, load_tokenizer, progress_bar, write_json
+from .options import DataOptions, MaskOptions, OutputOption, bos_of
+
+BUCKETS = 8  # parts of the context for which the loss is printed
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowOptions:
+    """How the text is cut."""
+
+    context: int = dataclasses.field(default=512, metadata={"help": "tokens that a window reads"})
+    stride: int | None = dataclasses.field(
+        default=None, metadata={"help": "tokens from a window to the next; by default the context"}
+    )
+    batch_size: int = dataclasses.field(default=4, metadata={"help": "windows in a forward pass"})
+    max_tokens: int | None = dataclasses.field(
+        default=None, metadata={"help": "evaluate the first tokens only; by default 32768 of 'stdlib', else all"}
+    )
+    bos: bool | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "put the BOS token before every window; by default as the tokenizer does",
+            "flags": ("--bos/--no-bos",),
+        },
+    )
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
+    masks: MaskOptions,
+    data: DataOptions,
+    windows: WindowOptions,
+    output: OutputOption,
+) -> None:
+    """Perplexity of a text under each mask, and the loss by position in the context."""
+    layers, text = masks.layers(), data.load()
+    tokenizer = load_tokenizer(model)
+    limit = windows.max_tokens or (32_768 if data.data == "stdlib" else None)
+    token_ids, n_bytes = encode(text, tokenizer, limit)
+    bos = bos_of(tokenizer, windows.bos)
+    loaded = load_model(model)
+    rows = []
+    for mask in masks.mask or ["causal"]:
+        with patched(loaded, mask, layers=layers):
+            result, seconds = _measure(loaded, token_ids, windows, bos, n_bytes, mask)
+        rows.append({"mask": mask, **dataclasses.asdict(result), "tokens_per_second": result.tokens / seconds})
+    console.print(_table(rows, text.source, windows.context))
+    console.print(_positions(rows))
+    if output.output is not None:
+        report = {
+            "model": model,
+            "text": {"source": text.source, "sha256": text.sha256, "tokens": len(token_ids), "bytes": n_bytes},
+            "layers": {str(layer): spec for layer, spec in layers.items()},
+            "context": windows.context,
+            "stride": windows.stride or windows.context,
+            "bos": bos is not None,
+            "machine": describe_machine(),
+            "rows": rows,
+        }
+        write_json(output.output, report)
+
+
+def _measure(
+    model: PreTrainedModel, token_ids: Tensor, windows: WindowOptions, bos: int | None, n_bytes: int | None, mask: str
+) -> tuple[Perplexity, float]:
+    started = time.perf_counter()
+    with progress_bar(mask, len(token_ids)) as bar:
+        result = perplexity(
+            model,
+            token_ids,
+            context=windows.context,
+            stride=windows.stride,
+            bos_token_id=bos,
+            batch_size=windows.batch_size,
+            text_bytes=n_bytes,
+            on_progress=lambda tokens: bar.advance(bar.task_ids[0], tokens),
+        )
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+def _table(rows: list[dict[str, Any]], source: str, context: int) -> Table:
+    table = Table(title=f"{source}: {rows[0]['tokens']:,} tokens, context {context}")
+    table.add_column("mask", overflow="fold")
+    for heading in ("perplexity", "nats/token", "bits/byte", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        bits = "unknown" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+        table.add_row(
+            row["mask"],
+            f"{row['perplexity']:.3f}",
+            f"{row['nats_per_token']:.4f}",
+            bits,
+            f"{row['tokens_per_second']:,.0f}",
+        )
+    return table
+
+
+def _positions(rows: list[dict[str, Any]]) -> Table:
+    """Mean loss in equal parts of the context: where in it a mask hurts."""
+    context = len(rows[0]["by_position"])
+    edges = sorted({round(context * part / BUCKETS) for part in range(BUCKETS + 1)})
+    parts = list(itertools.pairwise(edges))
+    table = Table(title="loss (nats) by position in the context")
+    table.add_column("mask", overflow="fold")
+    for first, end in parts:
+        table.add_column(f"{first}-{end - 1}", justify="right")
+    for row in rows:
+        cells = []
+        for first, end in parts:
+            losses = [loss for loss in row["by_position"][first:end] if loss is not None]
+            cells.append(f"{sum(losses) / len(losses):.3f}" if losses else "-")
+        table.add_row(row["mask"], *cells)
+    return table

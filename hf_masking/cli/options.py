@@ -1,0 +1,103 @@
+"""Options that several commands share: dataclasses, whose fields become options of the command that takes them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from transformers import PreTrainedTokenizerBase
+
+from ..evaluation import STDLIB, Text, load_text
+
+
+def expand(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one option for every field of its dataclass parameters; ``help`` is in a field's metadata."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters, groups = [], {}
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += [_option(field, typing.get_type_hints(kind)[field.name]) for field in fields(kind)]
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _option(field: Any, kind: Any) -> inspect.Parameter:
+    default = field.default_factory() if field.default is MISSING else field.default
+    flags = field.metadata.get("flags", ())
+    annotation = Annotated[kind, typer.Option(*flags, help=field.metadata["help"])]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Which masks."""
+
+    mask: list[str] = field(default_factory=list, metadata={"help": "a mask, e.g. 'window:256|sinks:4'; repeatable"})
+    layer: list[str] = field(
+        default_factory=list, metadata={"help": "another mask for one layer, e.g. 0=causal or -1=causal; repeatable"}
+    )
+
+    def layers(self) -> dict[int, str]:
+        """The overrides by layer; raises ValueError for what is not INDEX=SPEC."""
+        layers: dict[int, str] = {}
+        for item in self.layer:
+            index, equals, spec = item.partition("=")
+            try:
+                number = int(index)
+            except ValueError:
+                number = None
+            if not equals or number is None:
+                raise ValueError(f"--layer takes INDEX=MASK such as 0=causal, got {item!r}")
+            if number in layers:
+                raise ValueError(f"--layer {number} is given twice")
+            layers[number] = spec
+        return layers
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which text."""
+
+    data: str = field(
+        default=STDLIB,
+        metadata={"help": "a text file, a folder, a hub data set NAME[:CONFIG], or 'stdlib': this Python's library"},
+    )
+    split: str = field(default="test", metadata={"help": "the split of a hub data set"})
+    column: str = field(default="text", metadata={"help": "the column of a hub data set"})
+
+    def load(self) -> Text:
+        return load_text(self.data, split=self.split, column=self.column)
+
+
+@dataclass(frozen=True)
+class OutputOption:
+    """Where the figures go."""
+
+    output: Path | None = field(default=None, metadata={"help": "write the figures to this JSON file"})
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
+    """The BOS to put before every window: as wanted, or by default if the tokenizer itself begins texts with one."""
+    if wanted is None:
+        wanted = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if wanted and tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no BOS token; leave --bos out")
+    return tokenizer.bos_token_id if wanted else None

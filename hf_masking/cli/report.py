@@ -1,0 +1,79 @@
+"""A comparison as a table, as Markdown and as a picture: one list of columns for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from ..files import written_aside
+from ..training.comparison import Row
+from .console import errors
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "density": lambda row: f"{row.density:.1%}",
+    "perplexity, patched": lambda row: f"{row.perplexity_patched:.2f}",
+    "perplexity, fine-tuned": lambda row: f"{row.perplexity_finetuned:.2f}",
+    "tokens/s, training": lambda row: f"{row.train_tokens_per_second:,.0f}",
+    "tokens/s, evaluating": lambda row: f"{row.eval_tokens_per_second:,.0f}",
+    "peak memory, MiB": lambda row: f"{(row.peak_memory_bytes or 0) / 2**20:,.0f}",
+}
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    result = Table(title=title)
+    result.add_column("mask", overflow="fold")
+    for heading in COLUMNS:
+        result.add_column(heading, justify="right")
+    for row in rows:
+        result.add_row(row.mask, *_cells(row))
+    return result
+
+
+def progress(row: Row, number: int, total: int) -> str:
+    if row.error:
+        return f"{number}/{total} {row.mask}: failed: {row.error}"
+    return (
+        f"{number}/{total} {row.mask}: perplexity {row.perplexity_patched:.2f}, after fine-tuning "
+        f"{row.perplexity_finetuned:.2f} ({row.seconds:.0f} s)"
+    )
+
+
+def write_markdown(path: Path, rows: Sequence[Row], title: str) -> None:
+    lines = [f"**{title}**", "", f"| mask | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    # In a table a bar ends the cell, inside code too.
+    lines += [
+        f"| `{row.mask}` | {' | '.join(_cells(row))} |".replace(row.mask, row.mask.replace("|", "\\|")) for row in rows
+    ]
+    with written_aside(path) as aside:
+        aside.write_text("\n".join(lines) + "\n")
+    errors.print(f"wrote {path}")
+
+
+def write_picture(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Perplexity after fine-tuning against training speed; says so if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking\\[plot]'")
+        return
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        if row.error is None and row.train_tokens_per_second and row.perplexity_finetuned:
+            point = (row.train_tokens_per_second, row.perplexity_finetuned)
+            axes.plot(*point, "o", color="#1f4e79")
+            axes.annotate(row.mask, point, xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png")
+    errors.print(f"wrote {path}")
+
+
+def _cells(row: Row) -> list[str]:
+    if row.error:
+        return [f"failed: {row.error}", *[""] * (len(COLUMNS) - 1)]
+    return [cell(row) for cell in COLUMNS.values()]
