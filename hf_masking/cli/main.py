@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -38,7 +39,14 @@ EXAMPLES = {
     ],
 }
 
-for name, function in {"show": show, "eval": evaluate, "finetune": finetune, "compare": compare}.items():
+COMMANDS: dict[str, Callable[..., None]] = {
+    "show": show,
+    "eval": evaluate,
+    "finetune": finetune,
+    "compare": compare,
+}
+
+for name, function in COMMANDS.items():
     # Typer joins the lines of a paragraph; a paragraph for each example keeps them apart.
     epilog = "Examples:\n\n" + "\n\n".join(f"  {example}" for example in EXAMPLES[name])
     app.command(name, epilog=epilog)(expand(function))

@@ -19,7 +19,8 @@ from ..evaluation import STDLIB, Text, load_text
 def expand(function: Callable[..., None]) -> Callable[..., None]:
     """Gives a command one option for every field of its dataclass parameters; ``help`` is in a field's metadata."""
     hints = typing.get_type_hints(function, include_extras=True)
-    parameters, groups = [], {}
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         kind = hints[parameter.name]
         if is_dataclass(kind):

@@ -42,10 +42,10 @@ def progress(row: Row, number: int, total: int) -> str:
 
 def write_markdown(path: Path, rows: Sequence[Row], title: str) -> None:
     lines = [f"**{title}**", "", f"| mask | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
-    # In a table a bar ends the cell, inside code too.
-    lines += [
-        f"| `{row.mask}` | {' | '.join(_cells(row))} |".replace(row.mask, row.mask.replace("|", "\\|")) for row in rows
-    ]
+    for row in rows:
+        # In a table a bar ends the cell, inside code too.
+        cells = [cell.replace("|", "\\|") for cell in (f"`{row.mask}`", *_cells(row))]
+        lines.append(f"| {' | '.join(cells)} |")
     with written_aside(path) as aside:
         aside.write_text("\n".join(lines) + "\n")
     errors.print(f"wrote {path}")

@@ -19,9 +19,10 @@ from .settings import TrainingSettings
 
 VOCABULARY = 2048
 SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 4,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "initializer_range": 0.05,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
