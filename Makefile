@@ -1,0 +1,45 @@
+# From nothing but Python and make. `make demo` prints the comparison of masks, `make test` is the whole gate.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Nothing here needs the hub; said so, a missing network costs no time-outs.
+export HF_HUB_OFFLINE = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-oldest clean
+
+demo: $(VENV)/.demo
+	$(BIN)/hf-masking compare --output runs/compare.json
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -n 2 --dist worksteal
+
+test-oldest:
+	$(MAKE) .venv-oldest/.oldest VENV=.venv-oldest
+	.venv-oldest/bin/pytest -q -n 2 --dist worksteal
+
+# torch is installed first and by its exact version: a range would fetch the build with CUDA.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[plot]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.oldest: pyproject.toml $(VENV)/.torch
+	grep -v '^transformers==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[test]' 'transformers==5.17.*'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest runs
