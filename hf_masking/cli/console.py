@@ -30,9 +30,9 @@ def quiet() -> None:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Progress]:
-    """A bar on standard error, with one task, number 0."""
+    """A bar on standard error, if that is a terminal, with one task."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         progress.add_task(description, total=total)
         yield progress
 

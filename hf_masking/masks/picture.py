@@ -26,11 +26,12 @@ def draw_png(mask: Mask, length: int, path: Path) -> None:
     allowed = mask.dense(length)
     figure = Figure(figsize=(4, 4.3), dpi=150, layout="constrained")
     axes = figure.subplots()
-    # The future that a causal mask excludes is lighter than the past that this mask leaves out.
+    # Four shades: the future, the past that this mask leaves out, the future that it allows, the past that it allows.
     shade = allowed.int() * 2 + Mask.parse("causal").dense(length).int()
-    axes.imshow(shade, cmap=colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"]), vmin=0, vmax=3)
+    axes.imshow(
+        shade.tolist(), cmap=colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"]), vmin=0, vmax=3
+    )
     axes.set(title=str(mask), xlabel="key", ylabel="query", xticks=[0, length - 1], yticks=[0, length - 1])
-    # A window next to the axes, not one pixel wide lines around every pair.
     axes.tick_params(length=0)
     figure.savefig(path, format="png")
 

@@ -1,0 +1,196 @@
+"""Every command, driven by its entry point, on a model from disk."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_masking import from_pretrained, patch_model, perplexity
+from hf_masking.cli.main import COMMANDS, EXAMPLES
+
+from .conftest import TEXT
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--context", "16", "--steps", "3", "--batch-size", "4", "--warmup-steps", "1", "--eval-tokens", "65")
+
+
+def test_show(run, tmp_path):
+    code, out, _ = run("show", "window:2|sinks:1", "--length", "4", "--png", tmp_path / "mask.png")
+    assert code == 0
+    assert out.splitlines()[:4] == ["■ · · ·", "■ ■ · ·", "■ ■ ■ ·", "■ · ■ ■"]
+    assert "density    90.00% of causal (9 of 10 pairs)" in out
+    assert "lookahead  0 (causal)" in out
+    assert "cache      2 of 4 keys can still be read at length 4" in out
+    assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_show_of_a_long_mask(run):
+    code, out, err = run("show", "block_causal:4", "--length", "20000")
+    assert code == 0
+    assert "lookahead  3 tokens: no generation" in out
+    assert "■" not in out
+    assert "drawn as text up to 64" in err
+
+
+def test_eval(run, model_folder, text_file, tmp_path):
+    output = tmp_path / "eval.json"
+    code, out, _ = run(
+        "eval", model_folder, "--mask", "causal", "--mask", "window:4", "--layer", "0=strided:2", "--data", text_file,
+        "--context", "24", "--stride", "8", "--max-tokens", "300", "--output", output,
+    )  # fmt: skip
+    assert code == 0
+    assert "loss (nats) by position" in out
+    report = json.loads(output.read_text())
+    assert report["text"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert (report["text"]["tokens"], report["text"]["bytes"], report["bos"]) == (300, 300, False)
+    assert [row["mask"] for row in report["rows"]] == ["causal", "window:4"]
+    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "window:4", layers={0: "strided:2"})
+    ids = torch.tensor(AutoTokenizer.from_pretrained(model_folder)(TEXT)["input_ids"][:300])
+    expected = perplexity(model, ids, context=24, stride=8, text_bytes=300)
+    row = report["rows"][1]
+    assert math.isclose(row["perplexity"], expected.perplexity, rel_tol=1e-5)
+    assert math.isclose(row["bits_per_byte"], expected.bits_per_byte, rel_tol=1e-5)
+    assert row["by_position"] == pytest.approx(expected.by_position, rel=1e-4)
+
+
+def test_finetune_resume_and_load(run, model_folder, text_file, tmp_path):
+    output = tmp_path / "run"
+    arguments = (
+        "finetune",
+        model_folder,
+        "--mask",
+        "window:4|sinks:1",
+        "--data",
+        text_file,
+        "--output",
+        output,
+        *QUICK,
+    )
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert "load it with hf_masking.from_pretrained" in err
+    assert from_pretrained(output / "best").config.hf_masking["mask"] == "window:4|sinks:1"
+    assert AutoTokenizer.from_pretrained(output / "best")("fox")["input_ids"]
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log if "loss" in record] == [1, 2, 3]
+    code, _, err = run(*arguments)
+    assert (code, err) == (
+        2,
+        f"error: {output} holds another run; give --resume to go on with it, or another --output to start anew\n",
+    )
+    assert run(*arguments, "--resume")[0] == 0
+    code, _, err = run(*arguments, "--resume", "--learning-rate", "0.5")
+    assert code == 2
+    assert "holds a run with settings" in err
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record.get("loss", record.get("perplexity")) for record in records]
+
+
+def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    for processes in (1, 2):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(processes)]
+        launch += [str(ROOT / "scripts" / "finetune.py"), str(model_folder), "--mask", "window:4|sinks:1"]
+        # Two micro-batches in each process, and a last context that is shorter than the others.
+        launch += ["--data", str(text_file), "--output", str(tmp_path / str(processes)), *QUICK]
+        launch += ["--micro-batch-size", "1", "--gradient-checkpointing"]
+        done = subprocess.run(launch, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 4
+    assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
+
+
+def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
+    output = tmp_path / "out" / "table.json"
+    code, out, err = run(
+        "compare", model_folder, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4",
+        "--mask", "window:4|sinks:1", "--context", "16", "--steps", "3", "--batch-size", "2", "--eval-tokens", "129",
+        "--output", output,
+    )  # fmt: skip
+    report = json.loads(output.read_text())
+    causal, lookahead, window = report["rows"]
+    assert code == 1
+    assert "block_causal:4 looks 3 tokens ahead" in lookahead["error"]
+    assert "failed" in out
+    for row in (causal, window):
+        assert row["error"] is None
+        assert row["peak_memory_bytes"] > 50 * 2**20
+        assert row["train_tokens_per_second"] > 0
+        assert row["eval_tokens_per_second"] > 0
+        assert row["perplexity_finetuned"] < row["perplexity_patched"]
+    assert causal["density"] == 1
+    assert window["density"] < 0.6
+    markdown = output.with_suffix(".md").read_text()
+    assert "| `window:4\\|sinks:1` |" in markdown
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "1/3 causal: perplexity" in err
+    assert sorted(path.name for path in output.parent.iterdir()) == ["table.json", "table.md", "table.png"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_in_real_examples(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert EXAMPLES[command][0].split(" --")[0] in " ".join(out.split())
+
+
+def wrong(message, *arguments, code=2):
+    return pytest.param(arguments, message, code, id=message[:40])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        wrong("unknown mask 'windw'; did you mean 'window'?", "show", "windw:3"),
+        wrong("window: `window` must be an integer from 1", "show", "window:0"),
+        wrong("expected an unsigned number or a word, got '-'", "show", "window:-3"),
+        wrong("strided: `stride` must be an integer from 1", "show", "strided:0"),
+        wrong("--length must be at least 1, got 0", "show", "causal", "--length", "0"),
+        wrong("--png draws at most 4096 positions", "show", "causal", "--length", "5000", "--png", "x.png"),
+        wrong("unknown mask 'windw'", "eval", "MODEL", "--data", "TEXT", "--mask", "windw:3"),
+        wrong("unknown layer 7: the model has 2 layers", "eval", "MODEL", "--data", "TEXT", "--layer", "7=causal"),
+        wrong("--layer takes INDEX=MASK such as 0=causal, got '0:causal'", "eval", "MODEL", "--layer", "0:causal"),
+        wrong("--layer 0 is given twice", "eval", "MODEL", "--layer", "0=causal", "--layer", "0=causal"),
+        wrong("no tokenizer can be loaded from 'no/model'", "eval", "no/model", "--data", "TEXT"),
+        wrong("no such file or folder: gone.txt", "eval", "MODEL", "--data", "gone.txt"),
+        wrong("cannot be loaded from the hub", "eval", "MODEL", "--data", "someone/some-data"),
+        wrong("the text has 3281 tokens, and one context", "eval", "MODEL", "--data", "LONG", "--context", "9999"),
+        wrong("the tokenizer has no BOS token", "eval", "MODEL", "--data", "TEXT", "--bos"),
+        wrong("mask block_causal:4 looks 3 tokens", "eval", "MODEL", "--data", "TEXT", "--mask", "block_causal:4"),
+        wrong("expected 1 <= stride <= context", "eval", "MODEL", "--data", "TEXT", "--stride", "9999"),
+        wrong("a fine-tuning has one --mask, got 2", "finetune", "MODEL", "--output", "OUT", "--mask", "causal",
+              "--mask", "causal"),
+        wrong("steps must be at least 1, got 0", "finetune", "MODEL", "--output", "OUT", "--steps", "0"),
+        wrong("looks 3 tokens ahead, so training", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT", "--mask",
+              "block_causal:4"),
+        wrong("unknown mask 'windw'", "compare", "MODEL", "--mask", "windw:3"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_code_2(
+    run, model_folder, text_file, tmp_path, monkeypatch, arguments, message, code
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text(TEXT + "x")
+    names = {"MODEL": model_folder, "TEXT": text_file, "LONG": tmp_path / "long.txt", "OUT": tmp_path / "out"}
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = run(*(names.get(argument, argument) for argument in arguments))
+    text = [line for line in err.splitlines() if not line.startswith("mask ")]  # the log line on lookahead
+    assert status == code
+    assert message in text[0]
+    assert text[0].startswith("error: ")
+    # A spec is shown on two more lines, with a caret.
+    assert len(text) == 1 or (len(text) == 3 and "^" in text[2])
+    assert sorted(tmp_path.rglob("*")) == before
