@@ -24,7 +24,7 @@ from .console import console, describe_machine, errors, load_tokenizer, quiet, w
 from .options import DataOptions, MaskOptions, bos_of
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
-TRAIN_TOKENS, EVAL_TOKENS = 1_000_000, 16_385
+TRAIN_TOKENS, EVAL_TOKENS = 900_000, 32_769
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CompareOptions:
     )
     steps: int = dataclasses.field(default=40, metadata={"help": "optimizer steps of fine-tuning for each mask"})
     batch_size: int = dataclasses.field(default=4, metadata={"help": "contexts in an optimizer step"})
-    learning_rate: float = dataclasses.field(default=1e-3, metadata={"help": "highest learning rate"})
+    learning_rate: float = dataclasses.field(default=3e-4, metadata={"help": "highest learning rate"})
     eval_tokens: int = dataclasses.field(default=EVAL_TOKENS, metadata={"help": "evaluate on that many tokens"})
     seed: int = dataclasses.field(default=0, metadata={"help": "order of the contexts, and dropout"})
 

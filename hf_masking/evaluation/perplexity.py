@@ -144,8 +144,8 @@ def _summary(total: Tensor, counts: Tensor, text_bytes: int | None) -> Perplexit
 
 def refuse_lookahead(model: nn.Module, purpose: str) -> None:
     """Raises a ValueError if a mask of the model looks ahead: each prediction would have seen its answer."""
-    worst = max(layer_masks(model), key=lambda mask: mask.lookahead)
-    if worst.lookahead:
+    worst = max(layer_masks(model), key=lambda mask: mask.lookahead, default=None)
+    if worst is not None and worst.lookahead:
         raise ValueError(
             f"mask {worst} looks {worst.lookahead} tokens ahead, so {purpose} would score answers that were seen; "
             "use a causal mask such as block_local:64,1"

@@ -71,9 +71,11 @@ def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     if not _stack.calls or _stack.calls[-1][0] is not module:
         return
     _, batch = _stack.calls.pop()
-    cache = kwargs.get("past_key_values") or getattr(output, "past_key_values", None)
-    if batch.packed and isinstance(cache, Cache):
-        setattr(cache, _PACKED, True)
+    if batch.packed:
+        returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+        for value in (*kwargs.values(), *returned):
+            if isinstance(value, Cache):
+                setattr(value, _PACKED, True)
 
 
 def documents(

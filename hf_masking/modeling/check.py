@@ -122,7 +122,7 @@ class _Probe:
     def __post_init__(self) -> None:
         base = pretrained(self.model)
         self.n_layers = settings.count_layers(base.config)
-        parameter = next(self.model.parameters())
+        parameter = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
         # Rows that nothing reaches are computed alike in both runs, so they differ by rounding at most.
         self.noise = 10 * torch.finfo(parameter.dtype).eps
@@ -130,7 +130,7 @@ class _Probe:
         draw = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.vocabulary, (LENGTH,), generator=draw).to(self.device)
         self.takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
-        self.scale = float(self.logits(self.tokens[None], PLAIN).std().clamp(min=1e-30))
+        self.scale = float(self.logits(self.tokens[None], PLAIN).std().nan_to_num(nan=1.0).clamp(min=1e-30))
 
     def logits(self, tokens: Tensor, layout: _Layout) -> Tensor:
         """``[B, N, vocabulary]`` of rows that share a layout."""
@@ -147,7 +147,7 @@ class _Probe:
         for row, column in enumerate(CHANGED, start=1):
             changed[row, column] = (changed[row, column] + 1 + row) % self.vocabulary
         logits = self.logits(changed, layout)
-        return (logits[1:] - logits[:1]).abs().amax(-1).T.cpu() / self.scale
+        return _distance(logits[1:], logits[:1]).amax(-1).T.cpu() / self.scale
 
     def calls(self) -> list[Call]:
         with recording() as calls:
@@ -208,7 +208,7 @@ class _Probe:
         for document in range(max(layout.ids) + 1):
             tokens = self.tokens[ids == document]
             alone = self.logits(tokens[None], _Layout("alone", (0,) * len(tokens)))[0]
-            difference = max(difference, float((together[ids == document] - alone).abs().max()) / self.scale)
+            difference = max(difference, float(_distance(together[ids == document], alone).max()) / self.scale)
         return CheckRow(f"{layout.name} = each document alone, {mask}", difference <= self.tolerance, difference)
 
     def cache_agrees(self) -> Iterator[CheckRow]:
@@ -221,13 +221,18 @@ class _Probe:
                     output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
                     cache = output.past_key_values
                     pieces.append(output.logits.float())
-                difference = float((torch.cat(pieces, 1) - whole).abs().max()) / self.scale
+                difference = float(_distance(torch.cat(pieces, 1), whole).max()) / self.scale
                 yield CheckRow(f"cached decoding = recomputation, {mask}", difference <= self.tolerance, difference)
 
     def own_and_probe(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         own = {layer: self.wanted.mask_of(layer) for layer in range(self.n_layers)}
         yield "its own masks", _layer_masks(self.model, own, default=ITSELF)
         yield f"'{PROBE}'", _layer_masks(self.model, {}, default=PROBE)
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
+    return (one - other).abs().nan_to_num(nan=torch.inf)
 
 
 def _reach(layers: Sequence[Tensor]) -> Tensor:

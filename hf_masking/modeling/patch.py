@@ -116,9 +116,9 @@ def find_patch(model: nn.Module) -> Patch | None:
 
 
 def layer_masks(model: nn.Module) -> list[Mask]:
-    """The mask of each layer of a patched model, without the windows of its own; causal everywhere if not patched."""
-    patch, n_layers = find_patch(model), settings.count_layers(pretrained(model).config)
-    return [Mask.parse("causal")] * n_layers if patch is None else patch.settings.masks(n_layers)
+    """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
+    patch = find_patch(model)
+    return [] if patch is None else patch.settings.masks(settings.count_layers(pretrained(model).config))
 
 
 def pretrained(model: nn.Module) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from ..evaluation import Perplexity, peak_memory, perplexity
 from ..masks import Causal, Mask
@@ -77,7 +78,7 @@ def compare(
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Runs a function of a module in a new process and returns its result, or raises its exception."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=disable_progress_bar) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -89,13 +90,14 @@ def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[st
     model = AutoModelForCausalLM.from_pretrained(experiment.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     patch_model(model, mask, layers=experiment.layers)
-    # The first windows warm up; the timed run is the one that counts.
-    _evaluate(model, tokens["eval"][: 2 * experiment.settings.context + 1], experiment)
+    # One context warms up; the timed run is the one that counts.
+    warm_up = tokens["eval"][: experiment.settings.context + 1]
+    _evaluate(model, warm_up, experiment)
     before = time.perf_counter()
     patched = _evaluate(model, tokens["eval"], experiment)
     eval_seconds = time.perf_counter() - before
     tell = None if on_record is None else lambda record: on_record(mask, record)
-    trained = finetune(model, tokens["train"], tokens["eval"], experiment.settings, on_record=tell)
+    trained = finetune(model, tokens["train"], warm_up, experiment.settings, on_record=tell)
     finetuned = _evaluate(model, tokens["eval"], experiment)
     length = experiment.settings.context
     return Row(

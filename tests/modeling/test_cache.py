@@ -84,13 +84,14 @@ def test_beams():
     assert torch.equal(model.generate(inputs, **settings), model.generate(inputs, use_cache=False, **settings))
 
 
+@pytest.mark.parametrize("as_dictionary", [True, False])
 @torch.no_grad()
-def test_a_packed_cache_asks_for_document_ids():
+def test_a_packed_cache_asks_for_document_ids(as_dictionary):
     model = patch_model(build("llama"), "window:4|sinks:1", check=False)
     inputs, ids = tokens(1, 12), torch.tensor([[0] * 5 + [1] * 7])
     position_ids = torch.tensor([[*range(5), *range(7)]])
     whole = model(inputs, position_ids=position_ids, use_cache=False).logits
-    cache = model(inputs[:, :10], position_ids=position_ids[:, :10]).past_key_values
+    cache = model(inputs[:, :10], position_ids=position_ids[:, :10], return_dict=as_dictionary)[1]
     with pytest.raises(ValueError, match=r"packed documents.*pass document_ids of shape \[1, 11\]"):
         model(inputs[:, 10:11], position_ids=position_ids[:, 10:11], past_key_values=cache)
     step = model(inputs[:, 10:], position_ids=position_ids[:, 10:], document_ids=ids, past_key_values=cache)

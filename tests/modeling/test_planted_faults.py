@@ -137,6 +137,19 @@ def empty_rows_average_everything(monkeypatch, model):
     monkeypatch.setitem(BACKENDS, "reference", attend)
 
 
+@fault
+def not_a_number(monkeypatch, model):
+    """What softmax gives for a row that may see nothing, if nobody looks."""
+
+    def attend(query, key, value, mask, documents, *, scale, **options):
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        scores = (query @ key.mT * scale).masked_fill(~documents.allows(mask)[:, None], -torch.inf)
+        return scores.softmax(-1) @ value
+
+    monkeypatch.setitem(BACKENDS, "reference", attend)
+
+
 _original_masked_attention = attention.masked_attention
 
 
