@@ -22,23 +22,24 @@ test-oldest:
 	$(MAKE) .venv-oldest/.oldest VENV=.venv-oldest
 	.venv-oldest/bin/pytest -q -n 2 --dist worksteal
 
+# Without compiling: modules are compiled when they are first imported, and most never are.
 # torch is installed first and by its exact version: a range would fetch the build with CUDA.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q --no-compile "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[plot]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[plot]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(VENV)/.oldest: pyproject.toml $(VENV)/.torch
 	grep -v '^transformers==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[test]' 'transformers==5.17.*'
+	$(BIN)/pip install -q --no-compile -c $(VENV)/constraints.txt -e '.[test]' 'transformers==5.17.*'
 	touch $@
 
 clean:

@@ -24,7 +24,7 @@ from .console import console, describe_machine, errors, load_tokenizer, quiet, w
 from .options import DataOptions, MaskOptions, bos_of
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
-TRAIN_TOKENS, EVAL_TOKENS = 900_000, 32_769
+TRAIN_TOKENS, EVAL_TOKENS = 700_000, 24_577
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CompareOptions:
     stride: int | None = dataclasses.field(
         default=None, metadata={"help": "tokens from an evaluation window to the next; by default the context"}
     )
-    steps: int = dataclasses.field(default=40, metadata={"help": "optimizer steps of fine-tuning for each mask"})
+    steps: int = dataclasses.field(default=30, metadata={"help": "optimizer steps of fine-tuning for each mask"})
     batch_size: int = dataclasses.field(default=4, metadata={"help": "contexts in an optimizer step"})
     learning_rate: float = dataclasses.field(default=3e-4, metadata={"help": "highest learning rate"})
     eval_tokens: int = dataclasses.field(default=EVAL_TOKENS, metadata={"help": "evaluate on that many tokens"})
@@ -76,6 +76,8 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch:
         experiment = _experiment(folder, train, held_out, options, layers, Path(scratch) / "tokens.pt")
         rows = _measure(experiment, specs)
+    if all(row.error for row in rows):
+        raise ValueError(f"no mask could be measured; {rows[0].mask}: {rows[0].error}")
     title = f"{model or 'small LLaMA-style model'}, {data.data}, context {options.context}, {options.steps} steps"
     console.print(report.table(rows, title))
     document = {

@@ -32,10 +32,11 @@ def quiet() -> None:
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Progress]:
+def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Progress]:
     """A bar on standard error, if that is a terminal, with one task."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    disable = not (visible and errors.is_terminal)
+    with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
         progress.add_task(description, total=total)
         yield progress
 

@@ -52,7 +52,8 @@ def finetune(
         "eval_sha256": eval_text.sha256,
         "eval_tokens": held_out.eval_tokens,
     }
-    with progress_bar(f"fine-tuning under {mask}", settings.steps) as bar:
+    main_process = PartialState().is_main_process
+    with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=main_process) as bar:
         result = train(
             patch_model(load_model(model), mask, layers=layers),
             encode(train_text, tokenizer)[0],
@@ -64,7 +65,7 @@ def finetune(
             description=description,
             on_record=lambda record: bar.update(bar.task_ids[0], completed=record["step"]),
         )
-    if PartialState().is_main_process:
+    if main_process:
         step, best = result.best
         errors.print(
             f"final loss {result.losses[-1]:.4f}; best perplexity {best:.3f} after step {step}, saved in "

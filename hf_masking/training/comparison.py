@@ -72,8 +72,8 @@ def compare(
             yield in_own_process(measure, experiment, mask, on_record)
         except BrokenProcessPool:
             yield Row(mask, error="its process was killed (most often: out of memory)")
-        except (ValueError, RuntimeError, OSError) as error:
-            yield Row(mask, error=str(error).splitlines()[0])
+        except Exception as error:  # whatever it is, its row says so and the others go on
+            yield Row(mask, error=next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:

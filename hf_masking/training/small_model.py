@@ -28,14 +28,14 @@ SHAPE = {
 }
 SETTINGS = TrainingSettings(
     context=512,
-    steps=400,
+    steps=300,
     batch_size=4,
     learning_rate=4e-3,
     warmup_steps=20,
-    eval_every=400,
+    eval_every=300,
     checkpoint_every=100,
 )
-TRAINING_TOKENS, EVAL_TOKENS = 900_000, 8 * 513
+TRAINING_TOKENS, EVAL_TOKENS = 700_000, 4 * 513
 
 
 def cache_folder() -> Path:

@@ -177,6 +177,7 @@ def wrong(message, *arguments, code=2):
         wrong("looks 3 tokens ahead, so training", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT", "--mask",
               "block_causal:4"),
         wrong("unknown mask 'windw'", "compare", "MODEL", "--mask", "windw:3"),
+        wrong("causal: the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_code_2(
@@ -187,7 +188,8 @@ def test_mistakes_are_one_line_and_code_2(
     names = {"MODEL": model_folder, "TEXT": text_file, "LONG": tmp_path / "long.txt", "OUT": tmp_path / "out"}
     before = sorted(tmp_path.rglob("*"))
     status, _, err = run(*(names.get(argument, argument) for argument in arguments))
-    text = [line for line in err.splitlines() if not line.startswith("mask ")]  # the log line on lookahead
+    # Before the error there may be a log line on lookahead, and the progress of a comparison.
+    text = [line for line in err.splitlines() if not line.startswith(("mask ", "1/1 "))]
     assert status == code
     assert message in text[0]
     assert text[0].startswith("error: ")
