@@ -38,7 +38,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	touch $@
 
 $(VENV)/.oldest: pyproject.toml $(VENV)/.torch
-	grep -v '^transformers==' constraints.txt > $(VENV)/constraints.txt
+	grep -vE '^(transformers|huggingface_hub|hf-xet)==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install -q --no-compile -c $(VENV)/constraints.txt -e '.[test]' 'transformers==5.17.*'
 	touch $@
 

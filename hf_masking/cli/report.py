@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from ..files import written_aside
@@ -13,16 +14,17 @@ from .console import errors
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "density": lambda row: f"{row.density:.1%}",
-    "perplexity, patched": lambda row: f"{row.perplexity_patched:.2f}",
-    "perplexity, fine-tuned": lambda row: f"{row.perplexity_finetuned:.2f}",
-    "tokens/s, training": lambda row: f"{row.train_tokens_per_second:,.0f}",
-    "tokens/s, evaluating": lambda row: f"{row.eval_tokens_per_second:,.0f}",
-    "peak memory, MiB": lambda row: f"{(row.peak_memory_bytes or 0) / 2**20:,.0f}",
+    "perplexity\npatched": lambda row: f"{row.perplexity_patched:.2f}",
+    "perplexity\nfine-tuned": lambda row: f"{row.perplexity_finetuned:.2f}",
+    "tokens/s\ntraining": lambda row: f"{row.train_tokens_per_second:,.0f}",
+    "tokens/s\nevaluating": lambda row: f"{row.eval_tokens_per_second:,.0f}",
+    "peak\nMiB": lambda row: f"{(row.peak_memory_bytes or 0) / 2**20:,.0f}",
 }
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    result = Table(title=title)
+    # Without lines between the columns it fits into 80 characters.
+    result = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     result.add_column("mask", overflow="fold")
     for heading in COLUMNS:
         result.add_column(heading, justify="right")
@@ -41,7 +43,8 @@ def progress(row: Row, number: int, total: int) -> str:
 
 
 def write_markdown(path: Path, rows: Sequence[Row], title: str) -> None:
-    lines = [f"**{title}**", "", f"| mask | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    headings = ["mask", *(heading.replace("\n", ", ") for heading in COLUMNS)]
+    lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * len(COLUMNS)]
     for row in rows:
         # In a table a bar ends the cell, inside code too.
         cells = [cell.replace("|", "\\|") for cell in (f"`{row.mask}`", *_cells(row))]
@@ -65,7 +68,7 @@ def write_picture(path: Path, rows: Sequence[Row], title: str) -> None:
             point = (row.train_tokens_per_second, row.perplexity_finetuned)
             axes.plot(*point, "o", color="#1f4e79")
             axes.annotate(row.mask, point, xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
+    axes.set(title=title, xlabel="tokens/s\ntraining", ylabel="perplexity, fine-tuned (lower is better)")
     axes.margins(0.2)
     axes.grid(alpha=0.3)
     with written_aside(path) as aside:

@@ -23,10 +23,11 @@ _CONTEXT = 60  # characters of a long spec that are shown on either side of the 
 class MaskSyntaxError(ValueError):
     """A spec that is not understood. The message shows the spec with a caret under the place."""
 
-    def __init__(self, message: str, spec: str, place: int) -> None:
+    @classmethod
+    def at(cls, message: str, spec: str, place: int) -> MaskSyntaxError:
         first = max(0, place - _CONTEXT)
         shown = "".join(c if c.isprintable() else "?" for c in spec[first : place + _CONTEXT])
-        super().__init__(f"{message}\n  {shown}\n  {' ' * (place - first)}^")
+        return cls(f"{message}\n  {shown}\n  {' ' * (place - first)}^")
 
 
 class _Token(NamedTuple):
@@ -50,7 +51,7 @@ def _tokens(spec: str) -> list[_Token]:
             continue
         match = _TOKEN.match(spec, place)
         if match is None:
-            raise MaskSyntaxError(f"unexpected character {spec[place]!r}", spec, place)
+            raise MaskSyntaxError.at(f"unexpected character {spec[place]!r}", spec, place)
         tokens.append(_Token(str(match.lastgroup), match.group(), place))
         place = match.end()
     return [*tokens, _Token("end", "", len(spec))]
@@ -166,4 +167,4 @@ class _Parser:
             raise self.error(str(error)) from None
 
     def error(self, message: str, token: _Token | None = None) -> MaskSyntaxError:
-        return MaskSyntaxError(message, self.spec, (token or self.token).place)
+        return MaskSyntaxError.at(message, self.spec, (token or self.token).place)

@@ -1,5 +1,6 @@
 """The spec language: what it accepts, what it prints, and how it refuses."""
 
+import pickle
 import random
 
 import pytest
@@ -90,6 +91,14 @@ def test_errors_show_the_place(spec, message, place):
     assert message in text
     assert caret.index("^") == 2 + min(place, 60)
     assert shown[2:] == spec[max(0, place - 60) : place + 60]
+
+
+def test_errors_can_cross_a_process():
+    with pytest.raises(MaskSyntaxError) as error:
+        Mask.parse("windw:3")
+    twin = pickle.loads(pickle.dumps(error.value))
+    assert type(twin) is MaskSyntaxError
+    assert str(twin) == str(error.value)
 
 
 def test_a_spec_must_be_a_text():
