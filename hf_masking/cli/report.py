@@ -24,7 +24,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def table(rows: Sequence[Row], title: str) -> Table:
     # Without lines between the columns it fits into 80 characters.
-    result = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    result = Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False
+    )
     result.add_column("mask", overflow="fold")
     for heading in COLUMNS:
         result.add_column(heading, justify="right")
