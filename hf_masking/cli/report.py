@@ -66,7 +66,7 @@ def write_picture(path: Path, rows: Sequence[Row], title: str) -> None:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        if row.error is None:
+        if row.train_tokens_per_second is not None and row.perplexity_finetuned is not None:
             axes.plot(row.train_tokens_per_second, row.perplexity_finetuned, "o", markersize=9, label=row.mask)
     axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
     # Masks that do alike lie on top of each other: names beside the axes stay readable.

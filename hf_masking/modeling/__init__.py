@@ -2,8 +2,9 @@
 
 from .check import CheckReport, CheckRow, check_model
 from .inspection import effective_mask
-from .patch import layer_masks, patch_model, patched, unpatch_model
+from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained
+from .record import layer_masks
 
 __all__ = [
     "CheckReport",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..masks import Mask
 from . import attention, settings
 from .attention import Call, recording
-from .patch import find_patch, pretrained
+from .record import find_patch, pretrained
 from .settings import Settings
 
 LENGTH = 12

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import recording
-from .patch import find_patch
+from .record import find_patch
 
 
 def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:

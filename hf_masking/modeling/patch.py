@@ -8,12 +8,10 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..attention import check_backend
@@ -21,22 +19,13 @@ from ..errors import UnsupportedModelError
 from ..masks import FOREVER, Mask
 from . import attention, batch, settings
 from .attention import LayerMask
+from .check import check_model
+from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
 
 logger = logging.getLogger("hf_masking")
 
-_PATCH = "hf_masking_patch"  # the attribute of a model that holds its Patch
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass
-class Patch:
-    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model."""
-
-    settings: Settings
-    backend: str
-    configs: list[tuple[nn.Module, PreTrainedConfig]]
-    hooks: list[RemovableHandle]
 
 
 def patch_model(
@@ -110,29 +99,6 @@ def patched(model: Model, mask: Mask | str | None = None, **options: Any) -> Ite
             _apply(model, pretrained(model), before.settings, before.backend)
 
 
-def find_patch(model: nn.Module) -> Patch | None:
-    """The patch of the model or of a model inside it (a PEFT wrapper, say)."""
-    return next((vars(module)[_PATCH] for module in model.modules() if _PATCH in vars(module)), None)
-
-
-def layer_masks(model: nn.Module) -> list[Mask]:
-    """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
-    patch = find_patch(model)
-    return [] if patch is None else patch.settings.masks(settings.count_layers(pretrained(model).config))
-
-
-def pretrained(model: nn.Module) -> PreTrainedModel:
-    """The Transformers model in a wrapper (or the model itself), if it is one whose kind can be patched."""
-    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if found is None:
-        raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
-    if found.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
-    if getattr(found.config.get_text_config(), "attention_chunk_size", None):
-        raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
-    return found
-
-
 def _settings(
     base: PreTrainedModel, mask: Mask | str | None, layers: Mapping[int, Mask | str] | None, replace: bool
 ) -> Settings:
@@ -152,7 +118,7 @@ def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: s
         settings.forget(base.config)
         base.set_attn_implementation("sdpa")
     patch = Patch(wanted, backend, _own_configs(model), [])
-    setattr(model, _PATCH, patch)
+    setattr(model, ATTRIBUTE, patch)
     base.set_attn_implementation(KEY)
     if base.config.get_text_config()._attn_implementation != KEY:
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
@@ -168,7 +134,7 @@ def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: s
 
 def _undo(model: nn.Module) -> None:
     for owner in model.modules():
-        patch = vars(owner).get(_PATCH)
+        patch = vars(owner).get(ATTRIBUTE)
         if patch is None:
             continue
         for hook in patch.hooks:
@@ -177,7 +143,7 @@ def _undo(model: nn.Module) -> None:
             module.config = config
         for module in owner.modules():
             attention.detach(module)
-        delattr(owner, _PATCH)
+        delattr(owner, ATTRIBUTE)
 
 
 def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
@@ -201,8 +167,6 @@ def _takes_a_batch(model: PreTrainedModel) -> bool:
 
 
 def _require_checks(model: nn.Module) -> None:
-    from .check import check_model
-
     report = check_model(model)
     if not report.passed:
         raise UnsupportedModelError(

@@ -1,0 +1,48 @@
+"""What a patched model remembers of its patch, and how to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from ..masks import Mask
+from .settings import Settings, count_layers
+
+ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
+
+
+@dataclass
+class Patch:
+    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model."""
+
+    settings: Settings
+    backend: str
+    configs: list[tuple[nn.Module, PreTrainedConfig]]
+    hooks: list[RemovableHandle]
+
+
+def find_patch(model: nn.Module) -> Patch | None:
+    """The patch of the model or of a model inside it (a PEFT wrapper, say)."""
+    return next((vars(module)[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in vars(module)), None)
+
+
+def layer_masks(model: nn.Module) -> list[Mask]:
+    """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
+    patch = find_patch(model)
+    return [] if patch is None else patch.settings.masks(count_layers(pretrained(model).config))
+
+
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The Transformers model in a wrapper (or the model itself), if it is one whose kind can be patched."""
+    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if found is None:
+        raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
+    if found.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
+    if getattr(found.config.get_text_config(), "attention_chunk_size", None):
+        raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
+    return found
