@@ -12,6 +12,7 @@ from pathlib import Path
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write a file or a folder to; it takes the place of ``path`` when the block ends without an error."""
+    check_parent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -21,9 +22,24 @@ def written_aside(path: Path) -> Iterator[Path]:
         remove(aside)
 
 
-def put_in_place(aside: Path, path: Path) -> None:
-    """Renames ``aside`` to ``path``. A folder that stands there is moved away first, for rename cannot replace it."""
+def check_file(path: Path) -> None:
+    """Raises a ValueError if no file can be written there: better now than after an hour."""
     if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    blocking = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if blocking is not None and not blocking.is_dir():
+        raise ValueError(f"{path} cannot be written: {blocking} is a file, not a folder")
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Renames ``aside`` to ``path``. Only a folder replaces a folder, which is moved away first: rename cannot."""
+    if path.is_dir():
+        if not aside.is_dir():
+            raise ValueError(f"{path} is a folder; name a file")
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         remove(old)
         path.rename(old)

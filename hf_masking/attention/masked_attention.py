@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..masks import Mask
 from ..plan import Documents
+from ..plan.documents import renumbered
 from . import reference
 
 logger = logging.getLogger("hf_masking")
@@ -101,7 +102,7 @@ def _as_documents(
     if documents.shape != (batch, n_keys) or documents.is_floating_point() or documents.dtype == torch.bool:
         got = f"{documents.dtype} of shape {list(documents.shape)}"
         raise ValueError(f"documents must be integers of shape [{batch}, {n_keys}] (batch, keys), got {got}")
-    return Documents.from_ids(documents, torch.arange(n_keys - n_queries, n_keys, device=device))
+    return Documents.from_ids(renumbered(documents), torch.arange(n_keys - n_queries, n_keys, device=device))
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:

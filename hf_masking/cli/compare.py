@@ -13,6 +13,7 @@ import torch
 import typer
 
 from ..evaluation import Text, encode
+from ..files import check_file
 from ..masks import Mask
 from ..training import TrainingSettings
 from ..training.comparison import Experiment, Row, in_own_process
@@ -70,6 +71,7 @@ def compare(
         Mask.parse(spec)
     settings, layers = options.settings(), masks.layers()
     settings.check()
+    check_file(output)
     started = time.perf_counter()
     train, held_out = data.load().split(0.1)
     folder = model or str(in_own_process(_small_model, train, held_out))
@@ -110,7 +112,7 @@ def _experiment(
         model=folder,
         tokens=tokens,
         settings=options.settings(),
-        stride=options.stride or options.context,
+        stride=options.context if options.stride is None else options.stride,
         bos_token_id=bos_of(tokenizer, None),
         text_bytes=n_bytes,
         layers=layers,

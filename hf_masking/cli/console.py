@@ -54,9 +54,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _load(kind: Any, name: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged checkpoint raises whatever its format's library raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "the folder" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"
+        where = "a folder here, but:" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"
         raise ValueError(
             f"no {what} can be loaded from {name!r} ({where} {reason}); give a folder that save_pretrained wrote, "
             "or a hub id"

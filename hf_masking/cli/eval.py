@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..evaluation import Perplexity, encode, perplexity
+from ..files import check_file
 from ..modeling import patched
 from .console import console, describe_machine, load_model, load_tokenizer, progress_bar, write_json
 from .options import DataOptions, MaskOptions, OutputOption, bos_of
@@ -50,9 +51,11 @@ def evaluate(
     output: OutputOption,
 ) -> None:
     """Perplexity of a text under each mask, and the loss by position in the context."""
+    if output.output is not None:
+        check_file(output.output)
     layers, text = masks.layers(), data.load()
     tokenizer = load_tokenizer(model)
-    limit = windows.max_tokens or (32_768 if data.data == "stdlib" else None)
+    limit = 32_768 if windows.max_tokens is None and data.data == "stdlib" else windows.max_tokens
     token_ids, n_bytes = encode(text, tokenizer, limit)
     bos = bos_of(tokenizer, windows.bos)
     loaded = load_model(model)

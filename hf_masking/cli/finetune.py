@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ..evaluation import encode, load_text
 from ..modeling import patch_model
-from ..training import TrainingSettings
+from ..training import TrainingSettings, on_cpu
 from ..training import finetune as train
 from .console import errors, load_model, load_tokenizer, progress_bar
 from .options import DataOptions, MaskOptions
@@ -40,7 +40,8 @@ def finetune(
     if len(masks.mask) > 1:
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
     mask, layers = (masks.mask or ["causal"])[0], masks.layers()
-    settings.check(PartialState().num_processes)
+    processes = PartialState(cpu=on_cpu())
+    settings.check(processes.num_processes)
     text = data.load()
     train_text, eval_text = text.split(0.1) if held_out.eval_data is None else (text, load_text(held_out.eval_data))
     tokenizer = load_tokenizer(model)
@@ -52,8 +53,7 @@ def finetune(
         "eval_sha256": eval_text.sha256,
         "eval_tokens": held_out.eval_tokens,
     }
-    main_process = PartialState().is_main_process
-    with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=main_process) as bar:
+    with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=processes.is_main_process) as bar:
         result = train(
             patch_model(load_model(model), mask, layers=layers),
             encode(train_text, tokenizer)[0],
@@ -65,11 +65,11 @@ def finetune(
             description=description,
             on_record=lambda record: bar.update(bar.task_ids[0], completed=record["step"]),
         )
-    if main_process:
+    if processes.is_main_process:
         step, best = result.best
         errors.print(
-            f"final loss {result.losses[-1]:.4f}; best perplexity {best:.3f} after step {step}, saved in "
-            f"{output / 'best'}: load it with hf_masking.from_pretrained",
+            f"processes: {processes.num_processes}; final loss {result.losses[-1]:.4f}; best perplexity {best:.3f} "
+            f"after step {step}, saved in {output / 'best'}: load it with hf_masking.from_pretrained",
             highlight=False,
             soft_wrap=True,
         )

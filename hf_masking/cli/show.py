@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..files import written_aside
+from ..files import check_file, written_aside
 from ..masks import Causal, Mask
 from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
 from .console import console, errors
@@ -46,6 +46,7 @@ def show(
 def _draw(mask: Mask, length: int, path: Path) -> None:
     if length > 4096:
         raise ValueError(f"--png draws at most 4096 positions, got {length}")
+    check_file(path)
     with written_aside(path) as aside:
         draw_png(mask, length, aside)
     errors.print(f"wrote {path}")

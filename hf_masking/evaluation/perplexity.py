@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modeling import layer_masks
+from ..modeling import evaluating, layer_masks
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def perplexity(
         ValueError: a stride beyond the context, a text shorter than one context, a mask with lookahead.
     """
     stride = context if stride is None else stride
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     _check(model, token_ids, context, stride, bos_token_id)
     if bos_token_id is not None:
         inputs, targets = torch.cat([token_ids.new_tensor([bos_token_id]), token_ids[:-1]]), token_ids
@@ -79,9 +81,7 @@ def perplexity(
         inputs, targets = token_ids[:-1], token_ids[1:]
     device = next(model.parameters()).device
     total, counts = torch.zeros(context, dtype=torch.float64), torch.zeros(context, dtype=torch.long)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in _batches(_windows(len(targets), context, stride), batch_size):
             losses = _losses(model, batch, inputs, targets, bos_token_id, device)
             first = batch[0].length - batch[0].scored
@@ -89,8 +89,6 @@ def perplexity(
             counts[first : batch[0].length] += len(batch)
             if on_progress is not None:
                 on_progress(losses.numel())
-    finally:
-        model.train(training)
     return _summary(total, counts, text_bytes)
 
 

@@ -65,10 +65,15 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
 
     Parameters:
         max_tokens: keep that many tokens from the beginning.
+
+    Raises:
+        ValueError: ``max_tokens`` is not positive.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"the number of tokens must be at least 1, got {max_tokens}")
     if max_tokens is None:
         ids = _tokenize(tokenizer, text.content)["input_ids"]
-        return torch.tensor(ids), len(text.content.encode())
+        return torch.tensor(ids, dtype=torch.long), len(text.content.encode())
     # What is cut anyway need not be encoded; a last token that the cut fell into is among what is thrown away.
     characters = 4 * max_tokens
     while True:
@@ -79,7 +84,7 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
     ids = encoded["input_ids"][:max_tokens]
     known = tokenizer.is_fast and bool(ids)
     covered = text.content[: encoded["offset_mapping"][len(ids) - 1][1]] if known else None
-    return torch.tensor(ids), None if covered is None else len(covered.encode())
+    return torch.tensor(ids, dtype=torch.long), None if covered is None else len(covered.encode())
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:

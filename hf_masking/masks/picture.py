@@ -20,8 +20,11 @@ def draw_text(mask: Mask, length: int, *, allowed: str = "■", excluded: str = 
 
 def draw_png(mask: Mask, length: int, path: Path) -> None:
     """Writes the mask over ``length`` positions as a picture (needs the extra ``plot``)."""
-    from matplotlib import colors
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib import colors
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("a picture needs matplotlib; pip install 'hf-masking[plot]'") from None
 
     allowed = mask.dense(length)
     figure = Figure(figsize=(4, 4.3), dpi=150, layout="constrained")

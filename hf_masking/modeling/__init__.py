@@ -2,6 +2,7 @@
 
 from .check import CheckReport, CheckRow, check_model
 from .inspection import effective_mask
+from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained
 from .record import layer_masks
@@ -11,6 +12,7 @@ __all__ = [
     "CheckRow",
     "check_model",
     "effective_mask",
+    "evaluating",
     "from_pretrained",
     "layer_masks",
     "patch_model",

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..plan import Documents
-from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids
+from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids, renumbered
 from .handle import is_handle
 from .settings import KEY
 
@@ -54,14 +54,27 @@ def enter(
     module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: reads the batch, adopts the cache, takes ``document_ids`` out of the arguments."""
-    batch = current()
+    if any(module is running for running, _ in _stack.calls):
+        # No module runs inside itself: a KeyboardInterrupt went past the hooks, and what it left is stale.
+        _stack.calls.clear()
+    outer = _stack.calls[-1] if _stack.calls else None
+    batch = None if outer is None or all(module is not inner for inner in outer[0].modules()) else outer[1]
     if batch is None:
         _refuse_another_implementation(module)
         arguments = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         kwargs = {name: value for name, value in kwargs.items() if name != "document_ids"}
         batch = _read(arguments)
         _refuse_generation(arguments, lookahead)
-        kwargs |= _with_ordinary_cache(module, arguments)
+        if arguments.get("output_attentions"):
+            raise ValueError(
+                "attention weights are not kept under a mask; effective_mask(model, ...) shows what is seen"
+            )
+        if (cache := _ordinary_cache(module, arguments)) is not None:
+            place = list(inspect.signature(module.forward).parameters).index("past_key_values")
+            if place < len(args):
+                args = (*args[:place], cache, *args[place + 1 :])
+            else:
+                kwargs["past_key_values"] = cache
     _stack.calls.append((module, batch))
     return args, kwargs
 
@@ -157,16 +170,23 @@ def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: i
     if document_ids.is_floating_point() or document_ids.shape not in {(rows, seen + new), (1, seen + new)}:
         got = f"{document_ids.dtype} of shape {list(document_ids.shape)}"
         raise ValueError(f"document_ids must be integers of shape [{rows}, {seen + new}], got {got}")
-    return document_ids.expand(rows, -1)
+    return renumbered(document_ids).expand(rows, -1)
 
 
 def _read_position_ids(
     position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int
 ) -> Tensor | None:
     """Document ids if the position ids start anew somewhere; positions of several axes (images) say nothing of that."""
-    if position_ids is None or position_ids.ndim != 2 or new == 1:
+    if position_ids is None or position_ids.ndim != 2:
         return None
     position_ids = position_ids.expand(rows, -1)
+    if seen and bool(((position_ids[:, 0] == 0) & (True if real is None else real[:, :seen].any(-1))).any()):
+        raise ValueError(
+            "position_ids start a new document behind cached tokens; "
+            f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens)"
+        )
+    if new == 1:
+        return None
     if real is None:
         real = torch.ones(rows, seen + new, dtype=torch.bool, device=position_ids.device)
     ids = ids_from_position_ids(position_ids, real[:, seen:])
@@ -199,21 +219,24 @@ def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
         )
 
 
-def _with_ordinary_cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> dict[str, Cache]:
-    """The cache is chosen from the mask, not from the config: layers that would drop keys are replaced while empty."""
+def _ordinary_cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache is chosen from the mask, not from the config: layers that would drop keys are replaced while empty.
+
+    Returns the cache to use where none was given and the model would make one that drops keys.
+    """
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
     if cache is None:
         use_cache = getattr(module.config, "use_cache", False) if use_cache is None else use_cache
         if not use_cache:
-            return {}
+            return None
         cache = DynamicCache(config=module.config)
         if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
-            return {}
+            return None
         _use_ordinary_layers(cache)
-        return {"past_key_values": cache}
+        return cache
     if isinstance(cache, DynamicCache) and not cache.get_seq_length():
         _use_ordinary_layers(cache)
-    return {}
+    return None
 
 
 def _use_ordinary_layers(cache: Cache) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..masks import Mask
 from . import attention, settings
 from .attention import Call, recording
+from .modes import evaluating
 from .record import find_patch, pretrained
 from .settings import Settings
 
@@ -103,7 +104,7 @@ def check_model(model: nn.Module) -> CheckReport:
     patch = find_patch(model)
     if patch is None:
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         probe = _Probe(model, patch.settings)
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
@@ -121,6 +122,11 @@ class _Probe:
 
     def __post_init__(self) -> None:
         base = pretrained(self.model)
+        positions = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", LENGTH)
+        if positions < LENGTH:
+            raise ValueError(
+                f"the checks need {LENGTH} positions and the model has {positions}; patch with check=False"
+            )
         self.n_layers = settings.count_layers(base.config)
         parameter = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
@@ -255,15 +261,3 @@ def _layer_masks(model: nn.Module, masks: dict[int, Mask], default: Mask) -> Ite
     finally:
         for module, layer_mask in held:
             attention.attach(module, layer_mask)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a with block; each submodule's mode comes back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

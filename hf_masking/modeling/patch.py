@@ -60,7 +60,7 @@ def patch_model(
     wanted = _settings(base, mask, layers, replace_model_pattern)
     before = find_patch(model)
     if before is not None:
-        unpatch_model(model)
+        _undo(model)
     try:
         _apply(model, base, wanted, backend)
         if check:
@@ -83,6 +83,11 @@ def unpatch_model(model: Model) -> Model:
     if find_patch(model) is None:
         raise ValueError(f"{type(model).__name__} is not patched; there is nothing to undo")
     _undo(model)
+    base = pretrained(model)
+    if base.config._attn_implementation == KEY:
+        # Loaded by Transformers from a patched checkpoint: without its mask it would refuse to run.
+        settings.forget(base.config)
+        base.set_attn_implementation("sdpa")
     return model
 
 
@@ -113,12 +118,8 @@ def _settings(
 
 
 def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str) -> None:
-    if base.config._attn_implementation == KEY:
-        # Loaded by Transformers from a patched checkpoint: what to return to is the model without a mask.
-        settings.forget(base.config)
-        base.set_attn_implementation("sdpa")
     patch = Patch(wanted, backend, _own_configs(model), [])
-    setattr(model, ATTRIBUTE, patch)
+    setattr(base, ATTRIBUTE, patch)
     base.set_attn_implementation(KEY)
     if base.config.get_text_config()._attn_implementation != KEY:
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")

@@ -66,6 +66,11 @@ def positions_in_documents(ids: Tensor) -> Tensor:
     return torch.where(ids < 0, PADDING, positions).to(torch.int32)
 
 
+def renumbered(ids: Tensor) -> Tensor:
+    """The same documents under small numbers: ids may be anything an int64 holds, and travel as int32."""
+    return torch.where(ids < 0, PADDING, ids.unique(return_inverse=True)[1])
+
+
 def ids_from_padding(attention_mask: Tensor) -> Tensor:
     """One document a row: 0 for real tokens, PADDING for the others. A hole does not start a new document."""
     return torch.where(attention_mask.bool(), 0, PADDING)

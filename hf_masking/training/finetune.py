@@ -67,10 +67,15 @@ def finetune(
         ValueError: settings that cannot be run, a text shorter than a context, a mask with lookahead, a folder that
             holds another run, a loss that is no longer a number.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=on_cpu())
     settings.check(accelerator.num_processes)
     refuse_lookahead(model, "training on the next token")
     contexts = Contexts.pack(train_ids, settings.context)
+    if len(eval_ids) <= settings.context:
+        raise ValueError(
+            f"the held-out text has {len(eval_ids)} tokens, and one context of {settings.context} needs "
+            f"{settings.context + 1}; use a longer one (--eval-data, --eval-tokens) or a shorter context"
+        )
     run = None if output is None else RunFolder(output)
     if run is not None:
         full = {**(description or {}), "settings": dataclasses.asdict(settings)}
@@ -80,6 +85,11 @@ def finetune(
             run.describe(full)
     trainer = _Trainer(accelerator, model, contexts, eval_ids, settings, run, tokenizer, on_record)
     return trainer.run_to_the_end()
+
+
+def on_cpu() -> bool:
+    """Whether there is nothing but the CPU; accelerate must be told, or its processes do not find each other."""
+    return not torch.accelerator.is_available()
 
 
 class _Trainer:
@@ -204,9 +214,10 @@ class _Trainer:
         steps = self.run_folder.latest_steps()
         if steps:
             self.accelerator.load_state(str(self.run_folder.checkpoint(steps)))
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.records = self.run_folder.rewind_log(steps)
+            self.run_folder.rewind_log(steps)
+        self.accelerator.wait_for_everyone()
+        self.records = self.run_folder.records()
         return steps
 
     def record(self, record: Record) -> None:

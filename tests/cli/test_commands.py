@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,9 @@ def losses(folder):
 def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for processes in (1, 2):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+        # With --cpu it would start a single process, whatever the number.
+        launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(processes)]
         launch += [str(ROOT / "scripts" / "finetune.py"), str(model_folder), "--mask", "window:4|sinks:1"]
         # Two micro-batches in each process, and a last context that is shorter than the others.
@@ -108,6 +111,7 @@ def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
         launch += ["--micro-batch-size", "1", "--gradient-checkpointing"]
         done = subprocess.run(launch, env=environment, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert f"processes: {processes};" in done.stderr
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == 4
     assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
@@ -176,6 +180,15 @@ def wrong(message, *arguments, code=2):
         wrong("steps must be at least 1, got 0", "finetune", "MODEL", "--output", "OUT", "--steps", "0"),
         wrong("looks 3 tokens ahead, so training", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT", "--mask",
               "block_causal:4"),
+        wrong("batch_size must be at least 1, got -1", "eval", "MODEL", "--data", "TEXT", "--batch-size", "-1"),
+        wrong("the number of tokens must be at least 1, got 0", "eval", "MODEL", "--data", "TEXT", "--max-tokens", "0"),
+        wrong("is a folder; name a file", "eval", "MODEL", "--data", "TEXT", "--output", "FOLDER"),
+        wrong("is a folder; name a file", "show", "causal", "--png", "FOLDER"),
+        wrong("is a folder; name a file", "compare", "MODEL", "--output", "FOLDER"),
+        wrong("text.txt is a file, not a folder", "eval", "MODEL", "--data", "TEXT", "--output", "text.txt/x.json"),
+        wrong("no model can be loaded from", "eval", "DAMAGED", "--data", "TEXT"),
+        wrong("the held-out text has 9 tokens", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT",
+              "--eval-data", "SHORT", "--context", "16"),
         wrong("unknown mask 'windw'", "compare", "MODEL", "--mask", "windw:3"),
         wrong("causal: the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
     ],
@@ -185,7 +198,13 @@ def test_mistakes_are_one_line_and_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_text(TEXT + "x")
-    names = {"MODEL": model_folder, "TEXT": text_file, "LONG": tmp_path / "long.txt", "OUT": tmp_path / "out"}
+    (tmp_path / "short.txt").write_text("nine bytes"[:9])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("years of work")
+    shutil.copytree(model_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"not weights")
+    names = {"SHORT": tmp_path / "short.txt", "FOLDER": tmp_path / "folder", "DAMAGED": tmp_path / "damaged"}
+    names |= {"MODEL": model_folder, "TEXT": text_file, "LONG": tmp_path / "long.txt", "OUT": tmp_path / "out"}
     before = sorted(tmp_path.rglob("*"))
     status, _, err = run(*(names.get(argument, argument) for argument in arguments))
     # Before the error there may be a log line on lookahead, and the progress of a comparison.

@@ -74,8 +74,10 @@ def test_under_a_mask(model):
 def test_the_mode_comes_back_and_progress_is_told(model):
     seen = []
     model.train()
+    model.model.layers[0].eval()
     result = perplexity(model, tokens(1, 50)[0], context=9, stride=4, on_progress=seen.append)
     assert model.training
+    assert not model.model.layers[0].training
     assert sum(seen) == result.tokens == 49
     model.eval()
 

@@ -106,3 +106,11 @@ def test_a_mask_with_lookahead_refuses_generation(use_cache):
     cache = model(tokens(1, 8), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="cannot generate"):
         model(tokens(1, 1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("new", [1, 4])
+def test_a_document_that_starts_behind_cached_tokens_needs_document_ids(new):
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    cache = model(tokens(1, 8), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"start a new document behind cached tokens; pass document_ids of shape"):
+        model(tokens(1, new), position_ids=torch.arange(new)[None], past_key_values=cache)

@@ -339,3 +339,81 @@ def test_a_patched_model_is_collected():
     del model
     gc.collect()
     assert reference() is None
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_forward_leaves_nothing_behind():
+    """torch runs the hooks that clean up after an Exception, and not after Ctrl-C in a notebook."""
+    model, other = patch_model(build("llama"), MASK), patch_model(build("qwen3"), MASK)
+    before = logits(model), logits(other)
+    padding = torch.ones(2, 17, dtype=torch.long)
+    padding[:, :9] = 0
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens(2, 17), attention_mask=padding)
+    hook.remove()
+    assert torch.equal(logits(other), before[1])
+    assert torch.equal(logits(model), before[0])
+
+
+def test_a_model_inside_another_ones_forward_has_its_own_batch():
+    student, teacher = patch_model(build("llama"), MASK), patch_model(build("qwen3"), MASK)
+    expected, seen = logits(teacher), []
+    student.model.layers[0].register_forward_pre_hook(lambda *arguments: seen.append(logits(teacher)) or None)
+    padding = torch.ones(2, 17, dtype=torch.long)
+    padding[:, :9] = 0
+    student(tokens(2, 17), attention_mask=padding)
+    assert torch.equal(seen[0], expected)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_patch_through_a_wrapper_is_that_of_the_model():
+    wrapper = patch_model(Wrapper(build("llama")), MASK)
+    assert layer_masks(wrapper.inner) == layer_masks(wrapper) == [Mask.parse(MASK)] * 2
+    unpatch_model(wrapper.inner)
+    assert torch.equal(wrapper(tokens(2, 17)).logits, logits(build("llama")))
+
+
+def test_a_loaded_model_is_never_left_without_its_mask(tmp_path):
+    """Transformers alone loads a patched checkpoint so that it refuses to run; only unpatch_model may change that."""
+    patch_model(build("llama"), MASK).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with patched(model, "causal"):
+        logits(model)
+    with pytest.raises(ValueError, match="has no mask; call hf_masking"):
+        logits(model)
+    assert model.config.hf_masking["mask"] == MASK
+    assert torch.equal(logits(unpatch_model(patch_model(model))), logits(build("llama")))
+
+
+def test_positional_arguments():
+    model = patch_model(build("mistral"), MASK)
+    assert torch.equal(model(tokens(2, 17), None, None, None, use_cache=True).logits, logits(model))
+
+
+def test_large_document_ids_stay_apart():
+    model, small = patch_model(build("llama"), MASK), torch.tensor([[0] * 5 + [1] * 7])
+    large = torch.where(small == 1, 2**32, 0)
+    one, other = (model(tokens(1, 12), document_ids=ids).logits for ids in (small, large))
+    assert torch.equal(one, other)
+
+
+def test_attention_weights_are_refused():
+    with pytest.raises(ValueError, match="attention weights are not kept under a mask; effective_mask"):
+        patch_model(build("llama"), MASK)(tokens(1, 5), output_attentions=True)
+
+
+def test_a_model_that_is_too_short_for_the_checks():
+    with pytest.raises(ValueError, match="the checks need 12 positions and the model has 8; patch with check=False"):
+        patch_model(build("gpt2", max_position_embeddings=8), MASK)
