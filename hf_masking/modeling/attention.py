@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from ..attention import masked_attention
 from ..masks import Mask, SlidingWindow
@@ -100,9 +100,15 @@ def describe_batch(
     kv_offset: int = 0,
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
+    config: PreTrainedConfig | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """The mask function: positions and documents of queries and keys, in a tensor of O(N)."""
+    if kv_offset and getattr(config, IMPLEMENTATION, {}).get("replace_model_pattern"):
+        raise ValueError(
+            "a static cache keeps no more than the model's own window, which replace_model_pattern=True sets aside; "
+            "use the default cache"
+        )
     return handle.encode(batch.documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
 
 

@@ -110,9 +110,20 @@ def documents(
     whole = Documents.from_ids(ids, query_columns)
     if kv_offset == 0:
         return whole
+    _refuse_lost_keys(whole.key_positions >= 0, kv_offset, q_offset + q_length)
     return Documents(
         whole.query_positions, whole.query_ids, whole.key_positions[:, kv_offset:], whole.key_ids[:, kv_offset:]
     )
+
+
+def _refuse_lost_keys(real: Tensor, kv_offset: int, seen: int | Tensor) -> None:
+    """A static sliding cache keeps the last columns; with a hole among them a window by positions reaches further."""
+    hole = (~real[:, kv_offset : int(seen)]).any(-1)
+    if bool((hole & real[:, :kv_offset].any(-1)).any()):
+        raise ValueError(
+            "attention_mask has a hole inside the window of a static cache, which has dropped keys that are needed; "
+            "use the default cache"
+        )
 
 
 def _read(arguments: Mapping[str, Any]) -> Batch:

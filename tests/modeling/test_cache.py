@@ -114,3 +114,17 @@ def test_a_document_that_starts_behind_cached_tokens_needs_document_ids(new):
     cache = model(tokens(1, 8), use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"start a new document behind cached tokens; pass document_ids of shape"):
         model(tokens(1, new), position_ids=torch.arange(new)[None], past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+@torch.no_grad()
+def test_a_static_cache_that_drops_needed_keys_is_refused(family):
+    model = patch_model(build(family), "window:9|sinks:1", replace_model_pattern=True, check=False)
+    settings = {"max_new_tokens": 6, "cache_implementation": "static", "disable_compile": True, "eos_token_id": None}
+    with pytest.raises(ValueError, match="a static cache keeps no more than the model's own window"):
+        model.generate(tokens(1, 9), **settings)
+    patch_model(model, "window:9|sinks:1", check=False)
+    attention_mask = torch.ones(1, 9, dtype=torch.long)
+    attention_mask[0, 6] = 0
+    with pytest.raises(ValueError, match="has a hole inside the window of a static cache"):
+        model.generate(tokens(1, 9), attention_mask=attention_mask, **settings)
