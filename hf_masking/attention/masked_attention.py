@@ -12,11 +12,11 @@ from torch import Tensor
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
-from . import reference
+from . import blockwise, reference
 
 logger = logging.getLogger("hf_masking")
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.attend}
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.attend, "blockwise": blockwise.attend}
 
 
 def masked_attention(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from . import strip, tile
+from . import intervals, tile
+from .intervals import MAX_PIECES, Intervals, Lattice
 from .mask import Mask
-from .strip import Strip
 
 MAX_DEPTH = 64
 
@@ -37,6 +36,13 @@ class _Composition(Mask):
         printed = [_parenthesised(first, first.precedence < self.precedence)]
         printed += [_parenthesised(other, other.precedence <= self.precedence) for other in others]
         return self.symbol.join(printed)
+
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        pieces = self._pieces(q)
+        return pieces if len(pieces) <= MAX_PIECES else intervals.irregular(self, q, self.lookahead)
+
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        raise NotImplementedError
 
     def _check(self) -> None:
         for operand in self.operands:
@@ -77,8 +83,17 @@ class Union(_Members):
     symbol: ClassVar[str] = "|"
     precedence: ClassVar[int] = 0
 
-    def strips(self) -> tuple[Strip, ...] | None:
-        return _fold_strips(strip.unite, self.members)
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        members = [(member, member.intervals(q)) for member in self.members]
+        # What is cut out of the others comes first: intervals of all keys, since they can be cut out of a sparser set
+        # and not the other way round, and of these the longest, since a short one would leave two halves.
+        members.sort(key=lambda item: (_is_sparse(item[1]), -max((_size(piece) for piece in item[1]), default=0)))
+        result: list[Intervals] = []
+        for index, (_, pieces) in enumerate(members):
+            for earlier, earlier_pieces in members[:index]:
+                pieces = intervals.subtract(pieces, earlier_pieces, earlier)
+            result.extend(pieces)
+        return result
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return functools.reduce(torch.logical_or, (member.allows(q, k) for member in self.members))
@@ -101,8 +116,12 @@ class Intersection(_Members):
     symbol: ClassVar[str] = "&"
     precedence: ClassVar[int] = 1
 
-    def strips(self) -> tuple[Strip, ...] | None:
-        return _fold_strips(strip.intersect, self.members)
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        first, *others = self.members
+        result = first.intervals(q)
+        for member in others:
+            result = intervals.intersect(result, member.intervals(q), member)
+        return result
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return functools.reduce(torch.logical_and, (member.allows(q, k) for member in self.members))
@@ -135,8 +154,8 @@ class Difference(_Composition):
     def operands(self) -> tuple[Mask, ...]:
         return self.left, self.right
 
-    def strips(self) -> tuple[Strip, ...] | None:
-        return _fold_strips(strip.subtract, (self.left, self.right))
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        return intervals.subtract(self.left.intervals(q), self.right.intervals(q), self.right)
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return self.left.allows(q, k) & ~self.right.allows(q, k)
@@ -153,14 +172,9 @@ class Difference(_Composition):
         return self.left.lookahead
 
 
-Fold = Callable[[tuple[Strip, ...], tuple[Strip, ...]], tuple[Strip, ...] | None]
+def _is_sparse(pieces: list[Intervals]) -> bool:
+    return any(piece.lattice != Lattice() for piece in pieces)
 
 
-def _fold_strips(operation: Fold, members: tuple[Mask, ...]) -> tuple[Strip, ...] | None:
-    result = members[0].strips()
-    for member in members[1:]:
-        other = member.strips()
-        if result is None or other is None:
-            return None
-        result = operation(result, other)
-    return result
+def _size(piece: Intervals) -> int:
+    return int((piece.stop - piece.first.clamp(min=0)).clamp(min=0).sum())

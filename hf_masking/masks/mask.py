@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import tile
+from . import intervals, tile
+from .intervals import Intervals
 from .progression import FOREVER
 from .strip import Strip
 
@@ -33,6 +34,13 @@ class Mask:
     def strips(self) -> tuple[Strip, ...] | None:
         """Disjoint strips whose union this mask is, or None where it is not that regular."""
         return None
+
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` int64): what plans are made of."""
+        strips = self.strips()
+        if strips is None:
+            return intervals.irregular(self, q, self.lookahead)
+        return [intervals.of_strip(strip, q) for strip in strips]
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         """Whether each query position may attend to each key position (broadcast), as booleans."""
@@ -103,6 +111,11 @@ class Mask:
         while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
             values.pop()
         return tuple(value for value, _ in values)
+
+    @property
+    def heads(self) -> tuple[Mask, ...]:
+        """The masks of the groups of query heads, in order; one, unless the heads differ."""
+        return (self,)
 
     @property
     def depth(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,7 @@ FOREVER = 2**31 - 1
 class Progression:
     """The integers x with ``lo <= x < hi`` and ``start <= x mod period < stop``.
 
-    The default is everything from 0 on. ``Progression(period=64, stop=1)`` are the multiples of 64. Closed under
-    intersection and difference as far as one period can say it; where it cannot, those answer None.
+    The default is everything from 0 on. ``Progression(period=64, stop=1)`` are the multiples of 64.
     """
 
     lo: int = 0
@@ -57,9 +55,6 @@ class Progression:
             return None
         return FOREVER if self.hi == FOREVER else int(self.floor(torch.tensor(self.hi - 1)))
 
-    def is_empty(self) -> bool:
-        return self.least() is None
-
     def ceil(self, x: Tensor) -> Tensor:
         """The smallest member at or after each x (at or after ``lo``); ``hi`` is not looked at."""
         x = x.clamp(min=self.lo).long()
@@ -84,66 +79,3 @@ class Progression:
         width = self.stop - self.start
         full_periods = torch.div(x, self.period, rounding_mode="floor")
         return full_periods * width + (x % self.period - self.start).clamp(0, width)
-
-    def intersect(self, other: Progression) -> Progression | None:
-        """The common members; None where no single period can say it."""
-        lo, hi = max(self.lo, other.lo), min(self.hi, other.hi)
-        remainders = _common_remainders(self, other)
-        if remainders is None:
-            return None
-        period, start, stop = remainders
-        return Progression(lo, hi, period, start, stop)
-
-    def minus(self, other: Progression) -> tuple[Progression, ...] | None:
-        """Disjoint pieces with the members that ``other`` lacks; None where no single period can say it."""
-        common = self.intersect(other)
-        if common is not None and common.is_empty():
-            return (self,)
-        outside = (self._between(self.lo, other.lo), self._between(other.hi, self.hi))
-        inside = self._between(other.lo, other.hi)
-        remainders = _lacking_remainders(self, other)
-        if remainders is None:
-            return None
-        rest = [Progression(inside.lo, inside.hi, *remainder) for remainder in remainders]
-        return tuple(piece for piece in (*outside, *rest) if not piece.is_empty())
-
-    def _between(self, lo: int, hi: int) -> Progression:
-        return Progression(max(self.lo, lo), min(self.hi, hi), self.period, self.start, self.stop)
-
-
-Remainders = tuple[int, int, int]  # period, start, stop
-
-
-def _common_remainders(a: Progression, b: Progression) -> Remainders | None:
-    if a.period < b.period:
-        a, b = b, a
-    if b.period == 1:
-        return a.period, a.start, a.stop
-    if a.period % b.period == 0:
-        block = a.start - a.start % b.period
-        # A run of the longer period that crosses into the next block meets the shorter one in several runs.
-        if a.stop > block + b.period:
-            return None
-        return a.period, max(a.start, block + b.start), min(a.stop, block + b.stop)
-    if a.stop - a.start == 1 and b.stop - b.start == 1:
-        return _chinese_remainder(a, b)
-    return None
-
-
-def _chinese_remainder(a: Progression, b: Progression) -> Remainders:
-    divisor = math.gcd(a.period, b.period)
-    period = a.period * b.period // divisor
-    if (a.start - b.start) % divisor:
-        return period, 0, 0
-    turns = (b.start - a.start) // divisor * pow(a.period // divisor, -1, b.period // divisor)
-    start = (a.start + a.period * turns) % period
-    return period, start, start + 1
-
-
-def _lacking_remainders(a: Progression, b: Progression) -> tuple[Remainders, ...] | None:
-    """The remainders of ``a`` that ``b`` lacks, as runs of one period."""
-    period, start, stop = (b.period, 0, b.period) if a.period == 1 else (a.period, a.start, a.stop)
-    common = _common_remainders(a, b)
-    if common is None or common[0] != period:
-        return None
-    return (period, start, min(stop, common[1])), (period, max(start, common[2]), stop)

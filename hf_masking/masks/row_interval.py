@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .intervals import Intervals
 from .mask import Mask
 from .tile import classify
 
@@ -22,6 +23,9 @@ class RowInterval(Mask):
     def first_reader(self, k: Tensor) -> Tensor:
         """The smallest query position that sees key k."""
         raise NotImplementedError
+
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        return [Intervals(self.first_key(q), self.last_key(q) + 1)]
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return (k >= self.first_key(q)) & (k <= self.last_key(q))

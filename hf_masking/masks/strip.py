@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +9,6 @@ from torch import Tensor
 
 from .progression import FOREVER, Progression
 from .tile import classify
-
-# A union of more pieces than this is no longer "regular": who asks for strips is told None.
-MAX_STRIPS = 64
 
 
 @dataclass(frozen=True)
@@ -46,60 +42,3 @@ class Strip:
     def lookahead(self) -> int:
         least = self.distances.least()
         return 0 if least is None else max(0, -least)
-
-    def is_empty(self) -> bool:
-        return self.distances.is_empty() or self.keys.is_empty()
-
-    def intersect(self, other: Strip) -> Strip | None:
-        """The common pairs; None where that is no strip."""
-        distances, keys = self.distances.intersect(other.distances), self.keys.intersect(other.keys)
-        return None if distances is None or keys is None else Strip(distances, keys)
-
-    def minus(self, other: Strip) -> tuple[Strip, ...] | None:
-        """Disjoint strips with the pairs that ``other`` lacks; None where there are none such."""
-        distances, keys = self.distances.intersect(other.distances), self.keys.intersect(other.keys)
-        if (distances is not None and distances.is_empty()) or (keys is not None and keys.is_empty()):
-            return (self,)
-        other_distances, other_keys = self.distances.minus(other.distances), self.keys.minus(other.keys)
-        if other_distances is None or other_keys is None or (distances is None and keys is None):
-            return None
-        if distances is not None:
-            pieces = [Strip(d, self.keys) for d in other_distances] + [Strip(distances, k) for k in other_keys]
-        else:
-            assert keys is not None
-            pieces = [Strip(self.distances, k) for k in other_keys] + [Strip(d, keys) for d in other_distances]
-        return tuple(piece for piece in pieces if not piece.is_empty())
-
-
-def subtract(strips: Iterable[Strip], removed: Iterable[Strip]) -> tuple[Strip, ...] | None:
-    """Disjoint strips for the difference of two unions; None where there are none such, or too many."""
-    pieces = list(strips)
-    for hole in removed:
-        rest: list[Strip] = []
-        for piece in pieces:
-            remaining = piece.minus(hole)
-            if remaining is None or len(rest) + len(remaining) > MAX_STRIPS:
-                return None
-            rest.extend(remaining)
-        pieces = rest
-    return tuple(pieces)
-
-
-def unite(strips: Iterable[Strip], added: Iterable[Strip]) -> tuple[Strip, ...] | None:
-    """Disjoint strips for the union of two unions of disjoint strips."""
-    strips = tuple(strips)
-    new = subtract(added, strips)
-    return None if new is None or len(strips) + len(new) > MAX_STRIPS else strips + new
-
-
-def intersect(strips: Iterable[Strip], others: Iterable[Strip]) -> tuple[Strip, ...] | None:
-    """Disjoint strips for the intersection of two unions of disjoint strips."""
-    others = tuple(others)
-    common: list[Strip] = []
-    for strip in strips:
-        for other in others:
-            meeting = strip.intersect(other)
-            if meeting is None or len(common) > MAX_STRIPS:
-                return None
-            common.extend([] if meeting.is_empty() else [meeting])
-    return tuple(common)

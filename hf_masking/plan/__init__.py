@@ -1,5 +1,9 @@
-"""HOW to compute a mask without touching what it excludes. Today: where documents start and end."""
+"""HOW to compute a mask without touching what it excludes: documents, layouts, parts."""
 
-from .documents import Documents
+from .blocks import Blocks
+from .diagonals import Diagonals
+from .documents import Documents, Segment
+from .layout import Lengths
+from .plan import Plan, plan_of
 
-__all__ = ["Documents"]
+__all__ = ["Blocks", "Diagonals", "Documents", "Lengths", "Plan", "Segment", "plan_of"]

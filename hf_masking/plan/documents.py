@@ -6,14 +6,29 @@ sees a pad or a neighbour.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..masks import Mask
+from .layout import Lengths
 
 PADDING = -1
+
+Columns = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One document of one row: its lengths, and the columns of the batch in which its queries and its keys stand."""
+
+    row: int
+    lengths: Lengths
+    queries: Columns
+    keys: Columns
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Documents:
     key_ids: Tensor
 
     @classmethod
+    @functools.lru_cache(maxsize=16)
     def single(cls, n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
         """One document a row, without padding; the queries are its last positions."""
         positions = torch.arange(n_keys, dtype=torch.int32, device=device)[None]
@@ -47,11 +63,54 @@ class Documents:
         ids = ids.to(torch.int32)
         return cls(positions[:, query_columns], ids[:, query_columns], positions, ids)
 
+    @functools.cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The documents that have queries, row by row (of one row, if all are alike).
+
+        Raises:
+            ValueError: the positions of a document's tokens are not consecutive.
+        """
+        rows = zip(*(x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)))
+        return tuple(segment for index, row in enumerate(rows) for segment in _segments_of_row(index, *row))
+
     def allows(self, mask: Mask) -> Tensor:
         """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
         allowed = mask.allows(self.query_positions[:, :, None], self.key_positions[:, None, :])
         real = (self.query_positions >= 0)[:, :, None] & (self.key_positions >= 0)[:, None, :]
         return allowed & real & (self.query_ids[:, :, None] == self.key_ids[:, None, :])
+
+
+def _segments_of_row(
+    row: int, query_positions: Tensor, query_ids: Tensor, key_positions: Tensor, key_ids: Tensor
+) -> Iterator[Segment]:
+    queries, keys = _columns_by_document(query_ids), _columns_by_document(key_ids)
+    for document, query_columns in queries.items():
+        key_columns = keys.get(document)
+        if key_columns is None:
+            continue
+        first_query, n_queries = _consecutive(query_positions[query_columns])
+        first_key, n_keys = _consecutive(key_positions[key_columns])
+        lengths = Lengths(first_query, n_queries, first_key, n_keys)
+        yield Segment(row, lengths, _as_slice(query_columns), _as_slice(key_columns))
+
+
+def _columns_by_document(ids: Tensor) -> dict[int, Tensor]:
+    order = ids.argsort(stable=True)
+    documents, counts = ids.unique(return_counts=True)
+    columns = order.split(counts.tolist())
+    return {document: mine for document, mine in zip(documents.tolist(), columns, strict=True) if document >= 0}
+
+
+def _consecutive(positions: Tensor) -> tuple[int, int]:
+    first = int(positions[0])
+    if int(positions[-1]) - first != len(positions) - 1 or bool((positions.diff() != 1).any()):
+        raise ValueError(f"the positions of a document's tokens must be consecutive, got {positions.tolist()[:8]}...")
+    return first, len(positions)
+
+
+def _as_slice(columns: Tensor) -> Columns:
+    first, last = int(columns[0]), int(columns[-1])
+    return slice(first, last + 1) if last - first == len(columns) - 1 else columns
 
 
 def positions_in_documents(ids: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""Forward and backward of a part that is made of blocks: two and five batched matrix products a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..plan.blocks import WORKSPACE, Blocks, Run
+from .operands import Backward, Forward, Scoring, merge, write
+
+Bias = tuple[slice, Tensor]  # columns of the windows, and what is added there: [C, blocks or 1, rows, columns]
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """What one operation covers: query heads, key heads (as many, or one) and classes."""
+
+    heads: slice
+    key_heads: slice
+    classes: slice
+
+
+def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generator, *, fresh: bool) -> None:
+    """Adds the part to ``x.out`` and ``x.lse``; ``fresh`` says that they hold nothing yet."""
+    layout = part.layout.to(x.query.device)
+    query, out, lse = layout.queries(x.query), layout.queries(x.out), layout.queries(x.lse)
+    if layout.query_padding != (0, 0):
+        fresh = False
+    key, value = layout.keys(x.key), layout.keys(x.value)
+    written = 0
+    for run in part.runs:
+        biases = _biases(part, run, query)
+        first = fresh and run.row >= written
+        written = run.row + run.blocks * run.rows
+        for lanes in _lanes(part, run, x):
+            scores, _ = _scores(run, lanes, query, key, biases, scoring)
+            peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+            weights = scores.sub_(peak).exp2_()
+            total = weights.sum(-1, keepdim=True)
+            if (keep := scoring.keep(weights, generator)) is not None:
+                weights.mul_(keep)
+            values = torch.bmm(weights, _windows(value, run, lanes).transpose(-1, -2))
+            rows, row_lse = (_row_view(y, run, lanes) for y in (out, lse))
+            put = write if first else merge
+            put(rows, row_lse, values.view(rows.shape), peak.view(row_lse.shape), total.view(row_lse.shape))
+    layout.write_queries(x.out, out)
+    layout.write_queries(x.lse, lse)
+
+
+def backward(part: Blocks, x: Backward, scoring: Scoring, generator: torch.Generator) -> None:
+    """Adds the part's share to the gradients of ``x``."""
+    layout = part.layout.to(x.query.device)
+    query, grad_out = layout.queries(x.query), layout.queries(x.grad_out)
+    lse, delta, grad_query = layout.queries(x.lse), layout.queries(x.delta), layout.queries(x.grad_query)
+    key, value = layout.keys(x.key), layout.keys(x.value)
+    in_place = layout.columns is None and layout.key_padding == (0, 0)
+    grad_key = layout.keys(x.grad_key) if in_place else torch.zeros_like(key)
+    grad_value = layout.keys(x.grad_value) if in_place else torch.zeros_like(value)
+    for run in part.runs:
+        biases = _biases(part, run, query)
+        for lanes in _lanes(part, run, x):
+            weights, slope = _scores(run, lanes, query, key, biases, scoring)
+            weights.sub_(_rows(lse, run, lanes)).exp2_()
+            rows_grad = _rows(grad_out, run, lanes)
+            grad_weights = torch.bmm(rows_grad, _windows(value, run, lanes))
+            keep = scoring.keep(weights, generator)
+            dropped = weights if keep is None else weights * keep
+            _add_windows(grad_value, run, lanes, torch.bmm(dropped.transpose(-1, -2), rows_grad))
+            if keep is not None:
+                grad_weights.mul_(keep)
+            grad_scores = grad_weights.sub_(_rows(delta, run, lanes)).mul_(weights).mul_(scoring.scale)
+            if slope is not None:
+                grad_scores.mul_(slope)
+            target = _row_view(grad_query, run, lanes)
+            target.add_(torch.bmm(grad_scores, _windows(key, run, lanes).transpose(-1, -2)).view(target.shape))
+            _add_windows(grad_key, run, lanes, torch.bmm(grad_scores.transpose(-1, -2), _rows(query, run, lanes)))
+    layout.write_queries(x.grad_query, grad_query)
+    if not in_place:
+        layout.add_keys(x.grad_key, grad_key)
+        layout.add_keys(x.grad_value, grad_value)
+
+
+def _scores(
+    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, biases: list[Bias], scoring: Scoring
+) -> tuple[Tensor, Tensor | None]:
+    """Masked scores in base 2 ``[lanes * blocks, rows, width]``, and the slope of the soft cap."""
+    scores, slope = scoring.scores(torch.bmm(_rows(query, run, lanes), _windows(key, run, lanes)))
+    classes = lanes.classes.stop - lanes.classes.start
+    unflat = scores.view(-1, classes, run.blocks, run.rows, run.width)
+    for columns, bias in biases:
+        unflat[..., columns].add_(bias[lanes.classes])
+    return scores, slope
+
+
+def _lanes(part: Blocks, run: Run, x: Forward) -> Iterator[_Lanes]:
+    """Cuts heads and classes so that an operation holds no more scores than the workspace.
+
+    On a CPU an operation is batched along one axis only, blocks or classes or heads: batching two of them would
+    have to copy the windows, which overlap.
+    """
+    limit = max(1, WORKSPACE // (run.blocks * run.rows * run.width))
+    one_axis = x.query.device.type == "cpu"
+    if one_axis and run.blocks > 1:
+        limit = 1
+    n_classes = min(limit, part.classes)
+    n_heads = 1 if one_axis and part.classes > 1 else max(1, limit // n_classes)
+    for heads, key_heads in x.head_groups():
+        one_to_one = x.group == 1
+        for head in range(heads.start, heads.stop, n_heads):
+            mine = slice(head, min(head + n_heads, heads.stop))
+            shift = key_heads.start - heads.start
+            keys = slice(mine.start + shift, mine.stop + shift) if one_to_one else key_heads
+            for first in range(0, part.classes, n_classes):
+                yield _Lanes(mine, keys, slice(first, min(first + n_classes, part.classes)))
+
+
+def _row_view(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
+    """The run's rows of ``[H, C, q, D]`` as ``[heads, classes, blocks, rows, D]``, a view."""
+    rows = x[lanes.heads, lanes.classes, run.row : run.row + run.blocks * run.rows]
+    return rows.unflatten(2, (run.blocks, run.rows))
+
+
+def _rows(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
+    return _row_view(x, run, lanes).flatten(0, 2)
+
+
+def _window_view(x: Tensor, run: Run, lanes: _Lanes, start: int, width: int) -> Tensor:
+    """For each block ``width`` keys from ``start`` in its window on: ``[heads, classes, blocks, D, width]``, a view."""
+    begin = run.key + start
+    keys = x[lanes.key_heads, lanes.classes, begin : begin + (run.blocks - 1) * run.rows + width]
+    return keys.unfold(2, width, run.rows)
+
+
+def _windows(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
+    """The run's windows of ``[G, C, k, D]`` as ``[lanes * blocks, D, width]``."""
+    windows = _window_view(x, run, lanes, 0, run.width)
+    heads = lanes.heads.stop - lanes.heads.start
+    return windows.expand(heads, *windows.shape[1:]).flatten(0, 2)
+
+
+def _add_windows(total: Tensor, run: Run, lanes: _Lanes, windows: Tensor) -> None:
+    """Adds ``[lanes * blocks, width, D]`` where the windows came from: windows overlap, slices of a block's width do not."""
+    classes = lanes.classes.stop - lanes.classes.start
+    windows = windows.view(-1, classes, run.blocks, run.width, windows.shape[-1])
+    if lanes.key_heads.stop - lanes.key_heads.start < windows.shape[0]:
+        windows = windows.sum(0, keepdim=True)
+    step = run.width if run.blocks == 1 else run.rows
+    for start in range(0, run.width, step):
+        width = min(step, run.width - start)
+        target = _window_view(total, run, lanes, start, width).transpose(-1, -2)
+        target.add_(windows[..., start : start + width, :])
+
+
+def _biases(part: Blocks, run: Run, like: Tensor) -> list[Bias]:
+    """-inf where a row may not see a column of its window; only for the columns at the ends of which that is so."""
+    biases = [_edge(part, run, slice(0, run.left), like), _edge(part, run, slice(run.width - run.right, run.width), like)]
+    if part.guards:
+        biases.append(_guard(part, run, like))
+    return [bias for bias in biases if bias[0].start < bias[0].stop]
+
+
+def _edge(part: Blocks, run: Run, columns: slice, like: Tensor) -> Bias:
+    blocks = 1 if run.uniform else run.blocks
+    rows = slice(run.row, run.row + blocks * run.rows)
+    window = run.key + torch.arange(blocks, dtype=torch.int32)[:, None] * run.rows
+    first, stop = (bound[:, rows].unflatten(1, (blocks, run.rows)) - window for bound in (part.first, part.stop))
+    column = torch.arange(columns.start, columns.stop, dtype=torch.int32)
+    return columns, _as_bias((column >= first[..., None]) & (column < stop[..., None]), like)
+
+
+def _guard(part: Blocks, run: Run, like: Tensor) -> Bias:
+    q, k = part.positions()
+    q = q[:, run.row : run.row + run.blocks * run.rows].unflatten(1, (run.blocks, run.rows))
+    k = k[:, run.key : run.key + (run.blocks - 1) * run.rows + run.width].unfold(1, run.width, run.rows)
+    q, k = torch.broadcast_tensors(q[..., None], k[..., None, :])
+    allowed = torch.ones_like(q, dtype=torch.bool)
+    for guard in part.guards:
+        allowed &= guard.allows(q, k)
+    return slice(0, run.width), _as_bias(allowed, like)
+
+
+def _as_bias(allowed: Tensor, like: Tensor) -> Tensor:
+    bias = torch.zeros(allowed.shape, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
+    return bias.to(like.device)

@@ -1,0 +1,156 @@
+"""Attention that computes only what the mask allows, in plain PyTorch, forward and backward.
+
+Each part of a plan gives values and a log-sum-exp; the results are merged by their log-sum-exps, and the backward of
+each part is that of FlashAttention (Dao et al., https://arxiv.org/abs/2205.14135) with the final output and the final
+log-sum-exp. Nothing of queries x keys is ever kept: O(N) memory, and a fixed workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from ..masks import Mask
+from ..plan import Blocks, Diagonals, Documents, Plan, Segment, plan_of
+from . import block_kernel, diagonal_kernel
+from .operands import LOG2E, Backward, Forward, Scoring
+
+_KERNELS: dict[type, ModuleType] = {Blocks: block_kernel, Diagonals: diagonal_kernel}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One document of one row under the plan of some of the query heads."""
+
+    row: int
+    segment: Segment
+    plan: Plan
+    heads: slice
+
+
+@torch.compiler.disable
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    documents: Documents,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
+    """Shapes as in `masked_attention`. Half precision is computed in float32. Deterministic, given the random seed.
+
+    Raises:
+        ValueError: the positions of a document's tokens are not consecutive; a second derivative is asked for.
+    """
+    tasks = list(_tasks(mask, documents, query.shape[0], query.shape[1]))
+    seed = int(torch.randint(2**62, ()).item()) if dropout else 0
+    scoring = Scoring(scale, softcap, dropout, seed)
+    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
+    inputs = (query.to(precise), key.to(precise), value.to(precise))
+    sinks = None if sink_logits is None else sink_logits.to(precise)
+    output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring)
+    return output.to(query.dtype)
+
+
+def _tasks(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterator[_Task]:
+    alike = documents.query_positions.shape[0] == 1
+    members = mask.heads
+    size = n_heads // len(members)
+    for segment in documents.segments:
+        for row in range(batch) if alike else (segment.row,):
+            for index, member in enumerate(members):
+                heads = slice(index * size, (index + 1) * size)
+                yield _Task(row, segment, plan_of(member, segment.lengths), heads)
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sink_logits: Tensor | None,
+        tasks: list[_Task],
+        scoring: Scoring,
+    ) -> Tensor:
+        batch, heads, n_queries, _ = query.shape
+        out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
+        lse = query.new_full((batch, heads, n_queries, 1), -torch.inf)
+        generator = scoring.generator(query.device)
+        for task in tasks:
+            columns = task.segment.queries
+            x = Forward(
+                query=query[task.row, task.heads][:, columns],
+                key=key[task.row][:, task.segment.keys],
+                value=value[task.row][:, task.segment.keys],
+                out=out[task.row, task.heads][:, columns],
+                lse=lse[task.row, task.heads][:, columns],
+                first_head=task.heads.start,
+                group=heads // key.shape[1],
+            )
+            for index, part in enumerate(task.plan.parts):
+                _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
+            if not isinstance(columns, slice):
+                out[task.row, task.heads, columns], lse[task.row, task.heads, columns] = x.out, x.lse
+        if sink_logits is not None:
+            _add_sinks(out, lse, sink_logits)
+        ctx.save_for_backward(query, key, value, sink_logits, out, lse)
+        ctx.tasks, ctx.scoring = tasks, scoring
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "backend 'blockwise' has no second derivative; call backward without create_graph=True, "
+                "or use backend='reference'"
+            )
+        query, key, value, sink_logits, out, lse = ctx.saved_tensors
+        (grad_out,) = grad_outputs
+        delta = (grad_out * out).sum(-1, keepdim=True)
+        # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+        generator = ctx.scoring.generator(query.device)
+        for task in ctx.tasks:
+            columns, keys = task.segment.queries, task.segment.keys
+            x = Backward(
+                query=query[task.row, task.heads][:, columns],
+                key=key[task.row][:, keys],
+                value=value[task.row][:, keys],
+                out=out[task.row, task.heads][:, columns],
+                lse=lse[task.row, task.heads][:, columns],
+                first_head=task.heads.start,
+                group=query.shape[1] // key.shape[1],
+                grad_out=grad_out[task.row, task.heads][:, columns],
+                delta=delta[task.row, task.heads][:, columns],
+                grad_query=grad_query[task.row, task.heads][:, columns],
+                grad_key=grad_key[task.row][:, keys],
+                grad_value=grad_value[task.row][:, keys],
+            )
+            for part in task.plan.parts:
+                _KERNELS[type(part)].backward(part, x, ctx.scoring, generator)
+            if not isinstance(columns, slice):
+                grad_query[task.row, task.heads, columns] = x.grad_query
+            if not isinstance(keys, slice):
+                grad_key[task.row, :, keys], grad_value[task.row, :, keys] = x.grad_key, x.grad_value
+        grad_sinks = None if sink_logits is None else -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
+        return grad_query, grad_key, grad_value, None if grad_sinks is None else grad_sinks.sum((0, 2, 3)), None, None
+
+
+def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:
+    """A learned column that takes weight and gives no value, in place."""
+    merged = torch.logaddexp2(lse, sink_logits[:, None, None] * LOG2E)
+    out.mul_((lse - merged).exp2_())
+    lse.copy_(merged)

@@ -1,0 +1,108 @@
+"""What the kernels of the blockwise backend work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)  # scores are kept in base 2: exp2 is fast for every input, exp is slow where it underflows
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How products become weights.
+
+    dropout, seed: the probability with which a weight is dropped, and where the random numbers start. Forward and
+    backward draw them in the same order, so nothing needs to be kept.
+    """
+
+    scale: float
+    softcap: float | None = None
+    dropout: float = 0.0
+    seed: int = 0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self.seed)
+
+    def scores(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores in base 2, in place, and with a soft cap its slope."""
+        if self.softcap is None:
+            return products.mul_(self.scale * LOG2E), None
+        bent = products.mul_(self.scale / self.softcap).tanh_()
+        slope = 1 - bent * bent
+        return bent.mul_(self.softcap * LOG2E), slope
+
+    def keep(self, like: Tensor, generator: torch.Generator) -> Tensor | None:
+        """What weights are multiplied with: 0 where one is dropped, else what keeps their mean."""
+        if not self.dropout:
+            return None
+        kept = torch.empty_like(like).bernoulli_(1 - self.dropout, generator=generator)
+        return kept.div_(1 - self.dropout)
+
+
+@dataclass
+class Forward:
+    """One document under one plan: query ``[h, m, D]``, key and value ``[g, n, D]``, and the results so far.
+
+    out: ``[h, m, Dv]``; lse: the base-2 log-sum-exp of the scores so far, ``[h, m, 1]``, -inf where there were none.
+    first_head: the index of the first of these h query heads among all; group: query heads that share a key head.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    lse: Tensor
+    first_head: int
+    group: int
+
+    def head_groups(self) -> Iterator[tuple[slice, slice]]:
+        """Query heads and the key heads they use: one to one, or several with one."""
+        heads = self.query.shape[0]
+        if self.group == 1:
+            yield slice(0, heads), slice(self.first_head, self.first_head + heads)
+            return
+        head = 0
+        while head < heads:
+            key_head = (self.first_head + head) // self.group
+            end = min(heads, (key_head + 1) * self.group - self.first_head)
+            yield slice(head, end), slice(key_head, key_head + 1)
+            head = end
+
+
+@dataclass
+class Backward(Forward):
+    """The same with the final ``out`` and ``lse`` (+inf where there were no keys), and gradients that are summed up.
+
+    grad_out: ``[h, m, Dv]``; delta: its products with ``out`` summed over the head, ``[h, m, 1]``.
+    """
+
+    grad_out: Tensor
+    delta: Tensor
+    grad_query: Tensor
+    grad_key: Tensor
+    grad_value: Tensor
+
+
+def merge(out: Tensor, lse: Tensor, part: Tensor, peak: Tensor, total: Tensor) -> None:
+    """Adds a part to ``out`` and ``lse`` in place.
+
+    Parameters:
+        part: the values summed with the weights ``exp2(score - peak)``.
+        peak: the greatest score of each row, finite also where there is none.
+        total: the sum of the weights.
+    """
+    merged = torch.logaddexp2(lse, total.log2() + peak)
+    shift = merged.clamp(min=torch.finfo(merged.dtype).min)
+    out.mul_((lse - shift).exp2_()).add_(part.mul_((peak - shift).exp2_()))
+    lse.copy_(merged)
+
+
+def write(out: Tensor, lse: Tensor, part: Tensor, peak: Tensor, total: Tensor) -> None:
+    """`merge` into rows that hold nothing yet."""
+    torch.div(part, total.clamp(min=torch.finfo(total.dtype).tiny), out=out)
+    lse.copy_(total.log2_().add_(peak))

@@ -1,0 +1,155 @@
+"""The keys that each query sees, as intervals: the form in which a mask is computed.
+
+Every mask here is, for given queries, a few sets of the kind "of a regular set of pairs, the keys from ``first`` to
+``stop``". A window is one such set, a stride is one whose pairs lie a stride apart, a column one whose keys are of a
+class. Union, intersection and difference work on the bounds, elementwise; where two regular sets do not nest, a guard
+asks the mask itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .progression import Progression
+from .strip import Strip
+
+# A mask of more pieces than this is no longer regular, and is computed as one piece behind a guard.
+MAX_PIECES = 64
+EVERY_KEY = Progression()
+
+
+class Predicate(Protocol):
+    """What a guard asks: a mask or a strip."""
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A regular set of pairs: distances ``i - j`` that are multiples of ``stride``, and keys of a class."""
+
+    stride: int = 1
+    keys: Progression = EVERY_KEY
+
+    def contains(self, other: Lattice) -> bool:
+        """Whether every pair of ``other`` is one of this lattice (False where that is not obvious)."""
+        return other.stride % self.stride == 0 and self.keys in (EVERY_KEY, other.keys)
+
+    def meet(self, other: Lattice) -> Lattice | None:
+        """The common pairs; None where they are no lattice."""
+        if EVERY_KEY not in (self.keys, other.keys) and self.keys != other.keys:
+            return None
+        keys = other.keys if self.keys == EVERY_KEY else self.keys
+        return Lattice(math.lcm(self.stride, other.stride), keys)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Only the pairs that ``mask`` allows, or only those that it does not."""
+
+    mask: Predicate
+    wanted: bool
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.mask.allows(q, k) == self.wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """For each of Q queries the keys of a lattice with ``first <= j < stop`` that pass the guards.
+
+    first, stop: ``[Q]`` int64 key positions, not clipped to the keys that exist; ``first >= stop`` is empty.
+    """
+
+    first: Tensor
+    stop: Tensor
+    lattice: Lattice = field(default_factory=Lattice)
+    guards: tuple[Guard, ...] = ()
+
+    def is_empty(self) -> bool:
+        return not bool((self.first < self.stop).any())
+
+    def guarded(self, mask: Predicate, wanted: bool) -> Intervals:
+        return replace(self, guards=(*self.guards, Guard(mask, wanted)))
+
+    def clipped(self, first: int | Tensor, stop: int | Tensor) -> Intervals:
+        return replace(self, first=self.first.clamp(min=first), stop=self.stop.clamp(max=stop))
+
+    def overlaps(self, other: Intervals) -> bool:
+        return bool((torch.maximum(self.first, other.first) < torch.minimum(self.stop, other.stop)).any())
+
+    def meet(self, other: Intervals) -> Intervals | None:
+        """The common pairs; None where the lattices have no common lattice."""
+        lattice = self.lattice.meet(other.lattice)
+        if lattice is None:
+            return None
+        first, stop = torch.maximum(self.first, other.first), torch.minimum(self.stop, other.stop)
+        return Intervals(first, stop, lattice, (*self.guards, *other.guards))
+
+    def minus(self, other: Intervals) -> list[Intervals] | None:
+        """What lies before and what lies behind ``other``; None where intervals cannot say it."""
+        if other.guards or not other.lattice.contains(self.lattice):
+            return None
+        empty = other.first >= other.stop
+        hole_first = torch.where(empty, self.stop, other.first)
+        hole_stop = torch.where(empty, self.stop, other.stop)
+        before = replace(self, stop=torch.minimum(self.stop, hole_first))
+        behind = replace(self, first=torch.maximum(self.first, hole_stop))
+        return [piece for piece in (before, behind) if not piece.is_empty()]
+
+
+def of_strip(strip: Strip, q: Tensor) -> Intervals:
+    """A strip's pairs for the query positions ``q``."""
+    distances, keys = strip.distances, strip.keys
+    first = (q - distances.hi + 1).clamp(min=keys.lo)
+    stop = (q - distances.lo + 1).clamp(max=keys.hi)
+    key_class = Progression(period=keys.period, start=keys.start, stop=keys.stop)
+    if (distances.start, distances.stop) == (0, 1) and key_class == EVERY_KEY:
+        return Intervals(first, stop, Lattice(stride=distances.period))
+    piece = Intervals(first, stop, Lattice(keys=key_class))
+    return piece if distances.period == 1 else piece.guarded(strip, True)
+
+
+def irregular(mask: Predicate, q: Tensor, lookahead: int) -> list[Intervals]:
+    """Any mask: one interval of all that may be, behind a guard."""
+    return [Intervals(torch.zeros_like(q), q + (1 + lookahead)).guarded(mask, True)]
+
+
+def subtract(pieces: Iterable[Intervals], removed: Sequence[Intervals], mask: Predicate) -> list[Intervals]:
+    """What ``pieces`` have and ``mask`` has not; ``removed`` are the pieces of ``mask``."""
+    result: list[Intervals] = []
+    for piece in pieces:
+        rest: list[Intervals] | None = [piece]
+        for hole in removed:
+            if rest is not None and piece.overlaps(hole):
+                rest = _without(rest, hole)
+        result.extend([piece.guarded(mask, False)] if rest is None else rest)
+    return result
+
+
+def _without(pieces: Iterable[Intervals], hole: Intervals) -> list[Intervals] | None:
+    result: list[Intervals] = []
+    for piece in pieces:
+        rest = piece.minus(hole)
+        if rest is None:
+            return None
+        result.extend(rest)
+    return result
+
+
+def intersect(pieces: Iterable[Intervals], others: Sequence[Intervals], mask: Predicate) -> list[Intervals]:
+    """What ``pieces`` and ``mask`` both have; ``others`` are the pieces of ``mask``."""
+    result: list[Intervals] = []
+    for piece in pieces:
+        meetings = [piece.meet(other) for other in others if piece.overlaps(other)]
+        whole = [meeting for meeting in meetings if meeting is not None]
+        if len(whole) < len(meetings):
+            whole = [piece.guarded(mask, True)]
+        result.extend(meeting for meeting in whole if not meeting.is_empty())
+    return result

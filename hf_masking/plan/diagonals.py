@@ -1,0 +1,76 @@
+"""A part that is computed elementwise: a few single distances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..masks.intervals import EVERY_KEY, Intervals
+from .blocks import RUN_COST
+from .layout import Lengths
+
+MOST_DISTANCES = 32  # of one piece
+# What a pair costs, in pairs of a block of 64 (measured).
+_PAIR_COST = 10.0
+_ROWS = 1024  # rows that are computed together
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Row r sees key ``r + shift``, for ``rows`` rows from ``row`` on."""
+
+    row: int
+    rows: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """Diagonals of one document; each row is on every one of them, on some or on none."""
+
+    diagonals: tuple[Diagonal, ...]
+
+    @property
+    def touched(self) -> int:
+        """Pairs that are computed."""
+        return sum(diagonal.rows for diagonal in self.diagonals)
+
+    @property
+    def is_cheapest(self) -> bool:
+        """Whether blocks, the smallest of which touch 16 keys a row, need not be looked at."""
+        return len(self.diagonals) <= 2
+
+    @property
+    def cost(self) -> float:
+        """Time in pairs of a block of 64."""
+        operations = sum(1 + diagonal.rows / _ROWS for diagonal in self.diagonals)
+        return self.touched * _PAIR_COST + operations * RUN_COST / 4
+
+
+def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
+    """The diagonals that a piece is, or None if it is none or too many."""
+    if piece.guards or piece.lattice.keys != EVERY_KEY:
+        return None
+    piece = piece.clipped(lengths.first_key, lengths.first_key + lengths.keys)
+    real = piece.first < piece.stop
+    if not bool(real.any()):
+        return None
+    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries)
+    stride = piece.lattice.stride
+    # The distances that are multiples of the stride; the least one rounded up, the greatest one rounded down.
+    least = -(int((piece.stop - 1 - q)[real].max()) // stride) * stride
+    greatest = int((q - piece.first)[real].max()) // stride * stride
+    distances = range(least, greatest + 1, stride)
+    if len(distances) > MOST_DISTANCES:
+        return None
+    diagonals = []
+    for distance in distances:
+        rows = ((piece.first <= q - distance) & (q - distance < piece.stop)).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        if int(rows[-1] - rows[0]) != len(rows) - 1:
+            return None
+        shift = lengths.first_query - lengths.first_key - distance
+        diagonals.append(Diagonal(int(rows[0]), len(rows), shift))
+    return Diagonals(tuple(diagonals))

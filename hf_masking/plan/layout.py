@@ -1,0 +1,101 @@
+"""How queries and keys are laid out so that what each query sees is one interval of neighbouring keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..masks.intervals import EVERY_KEY, Intervals
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The positions of a document's queries and keys: ``[first_query, first_query + queries)``, keys likewise."""
+
+    first_query: int
+    queries: int
+    first_key: int
+    keys: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Classes of rows: with a stride s there are s, and row u of class c is position ``s * u + c``; else there is one.
+
+    columns: the keys that are looked at, where that is not all of them.
+    The paddings complete the first and the last stride.
+    """
+
+    stride: int = 1
+    query_padding: tuple[int, int] = (0, 0)
+    key_padding: tuple[int, int] = (0, 0)
+    columns: Tensor | None = None
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``[..., Q, D]`` to ``[..., C, q, D]``; a view, unless there is padding."""
+        return _to_classes(x, self.stride, self.query_padding)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """``[..., K, D]`` to ``[..., C, k, D]``; a view, unless there is padding or a choice of columns."""
+        x = x if self.columns is None else x.index_select(-2, self.columns)
+        return _to_classes(x, self.stride, self.key_padding)
+
+    def write_queries(self, x: Tensor, classes: Tensor) -> None:
+        """Writes back what `queries` gave, if that was a copy."""
+        if self.query_padding != (0, 0):
+            x.copy_(_from_classes(classes, self.query_padding))
+
+    def add_keys(self, x: Tensor, classes: Tensor) -> None:
+        """Adds to ``x`` what was summed up in the layout of `keys`."""
+        summed = _from_classes(classes, self.key_padding)
+        if self.columns is None:
+            x.add_(summed)
+        else:
+            x.index_add_(-2, self.columns, summed)
+
+    def to(self, device: torch.device) -> Layout:
+        columns = None if self.columns is None else self.columns.to(device)
+        return Layout(self.stride, self.query_padding, self.key_padding, columns)
+
+
+def _to_classes(x: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    if padding != (0, 0):
+        x = pad(x, (0, 0, *padding))
+    return x.unflatten(-2, (x.shape[-2] // stride, stride)).transpose(-2, -3)
+
+
+def _from_classes(classes: Tensor, padding: tuple[int, int]) -> Tensor:
+    x = classes.transpose(-2, -3).flatten(-3, -2)
+    return x[..., padding[0] : x.shape[-2] - padding[1], :]
+
+
+def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]:
+    """The layout of a piece, and each row's interval in it: first and stop, int32 ``[C, q]``, empty where first >= stop."""
+    stride, keys = piece.lattice.stride, piece.lattice.keys
+    end = lengths.first_key + lengths.keys
+    first, stop = piece.first.clamp(lengths.first_key, end), piece.stop.clamp(lengths.first_key, end)
+    if keys != EVERY_KEY:
+        start = torch.tensor(lengths.first_key)
+        positions = torch.arange(lengths.first_key, end)
+        layout = Layout(columns=keys.contains(positions).nonzero()[:, 0])
+        first, stop = keys.count(start, first)[None], keys.count(start, stop)[None]
+        return layout, first.int(), stop.int()
+    if stride == 1:
+        return Layout(), (first - lengths.first_key).int()[None], (stop - lengths.first_key).int()[None]
+    layout = Layout(
+        stride,
+        _completion(lengths.first_query, lengths.queries, stride),
+        _completion(lengths.first_key, lengths.keys, stride),
+    )
+    origin = lengths.first_key - layout.key_padding[0] + torch.arange(stride)[:, None, None]
+    ranks = [-((origin - layout.queries(bound[:, None])) // stride) for bound in (first, stop)]
+    real = layout.queries(torch.ones_like(first)[:, None])
+    return layout, ranks[0][..., 0].int(), torch.where(real > 0, ranks[1], 0)[..., 0].int()
+
+
+def _completion(first: int, length: int, stride: int) -> tuple[int, int]:
+    before = first % stride
+    return before, -(before + length) % stride

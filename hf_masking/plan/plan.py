@@ -1,0 +1,73 @@
+"""How one mask is computed for given lengths: disjoint parts, each with one fast way of computing it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from ..masks import Causal, Mask
+from ..masks.intervals import Intervals, Lattice
+from .blocks import Blocks, blocks_of
+from .diagonals import Diagonals, diagonals_of
+from .layout import Lengths
+
+Part = Blocks | Diagonals
+_MOST_PLANS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Disjoint parts of a mask; their partial results are merged by their log-sum-exps."""
+
+    mask: Mask
+    lengths: Lengths
+    parts: tuple[Part, ...]
+
+    @property
+    def touched(self) -> int:
+        """Pairs that are computed for each head."""
+        return sum(part.touched for part in self.parts)
+
+    @property
+    def cost(self) -> float:
+        """Time for each head, in pairs of a block of 64."""
+        return sum(part.cost for part in self.parts)
+
+
+@functools.lru_cache(maxsize=_MOST_PLANS)
+def plan_of(mask: Mask, lengths: Lengths) -> Plan:
+    """The cheapest way found to compute a mask; cached, since every layer and every step asks for the same.
+
+    Arithmetic on a few numbers for each query, O(queries), never on pairs.
+    """
+    diagonals: list[Diagonals] = []
+    parts: list[Part] = []
+    for piece in pieces_of(mask, lengths):
+        single = diagonals_of(piece, lengths)
+        blocks = None if single is not None and single.is_cheapest else blocks_of(piece, lengths)
+        if single is not None and (blocks is None or single.cost < blocks.cost):
+            diagonals.append(single)
+        elif blocks is not None:
+            parts.append(blocks)
+    if diagonals:
+        parts.append(Diagonals(tuple(diagonal for single in diagonals for diagonal in single.diagonals)))
+    return Plan(mask, lengths, tuple(parts))
+
+
+def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
+    """The mask as intervals for these queries, clipped to these keys, without empty ones."""
+    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries)
+    pieces = [piece.clipped(lengths.first_key, lengths.first_key + lengths.keys) for piece in mask.intervals(q)]
+    return [piece for piece in pieces if not piece.is_empty()]
+
+
+@functools.lru_cache(maxsize=_MOST_PLANS)
+def is_causal(mask: Mask, lengths: Lengths) -> bool:
+    """Whether the mask is all of causal over these lengths (a window that is long enough, for example)."""
+    pieces = pieces_of(mask, lengths)
+    if len(pieces) != 1 or pieces[0].guards or pieces[0].lattice != Lattice():
+        return False
+    causal = pieces_of(Causal(), lengths)[0]
+    return torch.equal(pieces[0].first, causal.first) and torch.equal(pieces[0].stop, causal.stop)
