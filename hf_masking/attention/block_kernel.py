@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..plan.blocks import WORKSPACE, Blocks, Run
-from .operands import Backward, Forward, Scoring, merge, write
+from .operands import Backward, Forward, Scoring, Scratch, merge, write
 
 Bias = tuple[slice, Tensor]  # columns of the windows, and what is added there: [C, blocks or 1, rows, columns]
 
@@ -36,13 +36,14 @@ def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generat
         first = fresh and run.row >= written
         written = run.row + run.blocks * run.rows
         for lanes in _lanes(part, run, x):
-            scores, _ = _scores(run, lanes, query, key, biases, scoring)
+            scores, _ = _scores(run, lanes, query, key, biases, scoring, x.scratch)
             peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
             weights = scores.sub_(peak).exp2_()
             total = weights.sum(-1, keepdim=True)
             if (keep := scoring.keep(weights, generator)) is not None:
                 weights.mul_(keep)
-            values = torch.bmm(weights, _windows(value, run, lanes).transpose(-1, -2))
+            windows = _windows(value, run, lanes)
+            values = torch.bmm(weights, windows, out=x.scratch.take("values", *weights.shape[:2], value.shape[-1]))
             rows, row_lse = (_row_view(y, run, lanes) for y in (out, lse))
             put = write if first else merge
             put(rows, row_lse, values.view(rows.shape), peak.view(row_lse.shape), total.view(row_lse.shape))
@@ -62,21 +63,25 @@ def backward(part: Blocks, x: Backward, scoring: Scoring, generator: torch.Gener
     for run in part.runs:
         biases = _biases(part, run, query)
         for lanes in _lanes(part, run, x):
-            weights, slope = _scores(run, lanes, query, key, biases, scoring)
+            weights, slope = _scores(run, lanes, query, key, biases, scoring, x.scratch)
             weights.sub_(_rows(lse, run, lanes)).exp2_()
             rows_grad = _rows(grad_out, run, lanes)
-            grad_weights = torch.bmm(rows_grad, _windows(value, run, lanes))
+            grad_weights = x.scratch.take("grad_weights", *weights.shape)
+            torch.bmm(rows_grad, _windows(value, run, lanes).mT, out=grad_weights)
             keep = scoring.keep(weights, generator)
             dropped = weights if keep is None else weights * keep
-            _add_windows(grad_value, run, lanes, torch.bmm(dropped.transpose(-1, -2), rows_grad))
+            _add_windows(grad_value, run, lanes, _transposed_product(dropped, rows_grad, x.scratch))
             if keep is not None:
                 grad_weights.mul_(keep)
-            grad_scores = grad_weights.sub_(_rows(delta, run, lanes)).mul_(weights).mul_(scoring.scale)
+            grad_scores = grad_weights.sub_(_rows(delta, run, lanes)).mul_(weights)
             if slope is not None:
                 grad_scores.mul_(slope)
             target = _row_view(grad_query, run, lanes)
-            target.add_(torch.bmm(grad_scores, _windows(key, run, lanes).transpose(-1, -2)).view(target.shape))
-            _add_windows(grad_key, run, lanes, torch.bmm(grad_scores.transpose(-1, -2), _rows(query, run, lanes)))
+            windows = _windows(key, run, lanes)
+            product = torch.bmm(grad_scores, windows, out=x.scratch.take("values", *weights.shape[:2], key.shape[-1]))
+            target.add_(product.view(target.shape), alpha=scoring.scale)
+            product = _transposed_product(grad_scores, _rows(query, run, lanes), x.scratch)
+            _add_windows(grad_key, run, lanes, product, scoring.scale)
     layout.write_queries(x.grad_query, grad_query)
     if not in_place:
         layout.add_keys(x.grad_key, grad_key)
@@ -84,12 +89,14 @@ def backward(part: Blocks, x: Backward, scoring: Scoring, generator: torch.Gener
 
 
 def _scores(
-    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, biases: list[Bias], scoring: Scoring
+    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, biases: list[Bias], scoring: Scoring, scratch: Scratch
 ) -> tuple[Tensor, Tensor | None]:
     """Masked scores in base 2 ``[lanes * blocks, rows, width]``, and the slope of the soft cap."""
-    scores, slope = scoring.scores(torch.bmm(_rows(query, run, lanes), _windows(key, run, lanes)))
-    classes = lanes.classes.stop - lanes.classes.start
-    unflat = scores.view(-1, classes, run.blocks, run.rows, run.width)
+    rows, windows = _rows(query, run, lanes), _windows(key, run, lanes).mT
+    products = scratch.take("scores", *rows.shape[:2], run.width)
+    torch.baddbmm(products, rows, windows, beta=0, alpha=scoring.factor, out=products)
+    scores, slope = scoring.bend(products)
+    unflat = scores.view(-1, _length(lanes.classes), run.blocks, run.rows, run.width)
     for columns, bias in biases:
         unflat[..., columns].add_(bias[lanes.classes])
     return scores, slope
@@ -119,39 +126,56 @@ def _lanes(part: Blocks, run: Run, x: Forward) -> Iterator[_Lanes]:
 
 def _row_view(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
     """The run's rows of ``[H, C, q, D]`` as ``[heads, classes, blocks, rows, D]``, a view."""
-    rows = x[lanes.heads, lanes.classes, run.row : run.row + run.blocks * run.rows]
-    return rows.unflatten(2, (run.blocks, run.rows))
+    (head, classes, row, column), rows = x.stride(), run.rows
+    sizes = _length(lanes.heads), _length(lanes.classes), run.blocks, rows, x.shape[-1]
+    start = x.storage_offset() + lanes.heads.start * head + lanes.classes.start * classes + run.row * row
+    return x.as_strided(sizes, (head, classes, rows * row, row, column), start)
 
 
 def _rows(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
     return _row_view(x, run, lanes).flatten(0, 2)
 
 
-def _window_view(x: Tensor, run: Run, lanes: _Lanes, start: int, width: int) -> Tensor:
-    """For each block ``width`` keys from ``start`` in its window on: ``[heads, classes, blocks, D, width]``, a view."""
-    begin = run.key + start
-    keys = x[lanes.key_heads, lanes.classes, begin : begin + (run.blocks - 1) * run.rows + width]
-    return keys.unfold(2, width, run.rows)
+def _window_view(x: Tensor, run: Run, lanes: _Lanes, heads: int, start: int, width: int) -> Tensor:
+    """For each block ``width`` keys from ``start`` in its window on: ``[heads, classes, blocks, width, D]``, a view.
+
+    ``as_strided`` says in one operation what slicing and ``unfold`` need four for, which shows in the time.
+    """
+    head, classes, row, column = x.stride()
+    sizes = heads, _length(lanes.classes), run.blocks, width, x.shape[-1]
+    begin = lanes.key_heads.start * head + lanes.classes.start * classes + (run.key + start) * row
+    shared = 0 if _length(lanes.key_heads) == 1 else head
+    return x.as_strided(sizes, (shared, classes, run.rows * row, row, column), x.storage_offset() + begin)
 
 
 def _windows(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
-    """The run's windows of ``[G, C, k, D]`` as ``[lanes * blocks, D, width]``."""
-    windows = _window_view(x, run, lanes, 0, run.width)
-    heads = lanes.heads.stop - lanes.heads.start
-    return windows.expand(heads, *windows.shape[1:]).flatten(0, 2)
+    """The run's windows of ``[G, C, k, D]`` as ``[lanes * blocks, width, D]``."""
+    return _window_view(x, run, lanes, _length(lanes.heads), 0, run.width).flatten(0, 2)
 
 
-def _add_windows(total: Tensor, run: Run, lanes: _Lanes, windows: Tensor) -> None:
-    """Adds ``[lanes * blocks, width, D]`` where the windows came from: windows overlap, slices of a block's width do not."""
-    classes = lanes.classes.stop - lanes.classes.start
-    windows = windows.view(-1, classes, run.blocks, run.width, windows.shape[-1])
-    if lanes.key_heads.stop - lanes.key_heads.start < windows.shape[0]:
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _transposed_product(left: Tensor, right: Tensor, scratch: Scratch) -> Tensor:
+    product = scratch.take("windows", left.shape[0], left.shape[2], right.shape[2])
+    return torch.bmm(left.mT, right, out=product)
+
+
+def _add_windows(total: Tensor, run: Run, lanes: _Lanes, windows: Tensor, factor: float = 1.0) -> None:
+    """Adds ``[lanes * blocks, width, D]``, times ``factor``, where the windows came from.
+
+    Windows overlap; slices of them that are as wide as a block do not.
+    """
+    windows = windows.view(-1, _length(lanes.classes), run.blocks, run.width, windows.shape[-1])
+    heads = _length(lanes.key_heads)
+    if heads < windows.shape[0]:
         windows = windows.sum(0, keepdim=True)
     step = run.width if run.blocks == 1 else run.rows
     for start in range(0, run.width, step):
         width = min(step, run.width - start)
-        target = _window_view(total, run, lanes, start, width).transpose(-1, -2)
-        target.add_(windows[..., start : start + width, :])
+        target = _window_view(total, run, lanes, heads, start, width)
+        target.add_(windows.narrow(3, start, width), alpha=factor)
 
 
 def _biases(part: Blocks, run: Run, like: Tensor) -> list[Bias]:

@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx
 from ..masks import Mask
 from ..plan import Blocks, Diagonals, Documents, Plan, Segment, plan_of
 from . import block_kernel, diagonal_kernel
-from .operands import LOG2E, Backward, Forward, Scoring
+from .operands import LOG2E, Backward, Forward, Scoring, Scratch
 
 _KERNELS: dict[type, ModuleType] = {Blocks: block_kernel, Diagonals: diagonal_kernel}
 
@@ -87,7 +87,7 @@ class _Blockwise(torch.autograd.Function):
         batch, heads, n_queries, _ = query.shape
         out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
         lse = query.new_full((batch, heads, n_queries, 1), -torch.inf)
-        generator = scoring.generator(query.device)
+        generator, scratch = scoring.generator(query.device), Scratch(query)
         for task in tasks:
             columns = task.segment.queries
             x = Forward(
@@ -98,6 +98,7 @@ class _Blockwise(torch.autograd.Function):
                 lse=lse[task.row, task.heads][:, columns],
                 first_head=task.heads.start,
                 group=heads // key.shape[1],
+                scratch=scratch,
             )
             for index, part in enumerate(task.plan.parts):
                 _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
@@ -122,7 +123,7 @@ class _Blockwise(torch.autograd.Function):
         # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        generator = ctx.scoring.generator(query.device)
+        generator, scratch = ctx.scoring.generator(query.device), Scratch(query)
         for task in ctx.tasks:
             columns, keys = task.segment.queries, task.segment.keys
             x = Backward(
@@ -133,6 +134,7 @@ class _Blockwise(torch.autograd.Function):
                 lse=lse[task.row, task.heads][:, columns],
                 first_head=task.heads.start,
                 group=query.shape[1] // key.shape[1],
+                scratch=scratch,
                 grad_out=grad_out[task.row, task.heads][:, columns],
                 delta=delta[task.row, task.heads][:, columns],
                 grad_query=grad_query[task.row, task.heads][:, columns],

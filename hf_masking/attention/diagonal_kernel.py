@@ -95,7 +95,7 @@ def _scores(
     products = query.new_zeros((*query.shape[:2], len(crossings)))
     for index, (mine, keys) in enumerate(crossings):
         torch.sum(query[:, mine] * key[:, keys], -1, out=products[:, mine, index])
-    scores, slope = scoring.scores(products)
+    scores, slope = scoring.bend(products.mul_(scoring.factor))
     for index, (mine, _) in enumerate(crossings):
         scores[:, : mine.start, index] = -torch.inf
         scores[:, mine.stop :, index] = -torch.inf

@@ -28,11 +28,16 @@ class Scoring:
     def generator(self, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
 
-    def scores(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def factor(self) -> float:
+        """What the products of queries and keys are to be multiplied with before `bend`."""
+        return self.scale * LOG2E if self.softcap is None else self.scale / self.softcap
+
+    def bend(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores in base 2, in place, and with a soft cap its slope."""
         if self.softcap is None:
-            return products.mul_(self.scale * LOG2E), None
-        bent = products.mul_(self.scale / self.softcap).tanh_()
+            return products, None
+        bent = products.tanh_()
         slope = 1 - bent * bent
         return bent.mul_(self.softcap * LOG2E), slope
 
@@ -42,6 +47,26 @@ class Scoring:
             return None
         kept = torch.empty_like(like).bernoulli_(1 - self.dropout, generator=generator)
         return kept.div_(1 - self.dropout)
+
+
+class Scratch:
+    """Memory that is used again and again: to ask for fresh pages costs as much as to compute on them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.buffers: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor, valid until the same name is taken again."""
+        view = self.views.get((name, shape))
+        if view is None:
+            size, buffer = math.prod(shape), self.buffers.get(name)
+            if buffer is None or buffer.numel() < size:
+                buffer = self.buffers[name] = self.like.new_empty(size)
+                self.views = {key: old for key, old in self.views.items() if key[0] != name}
+            view = self.views[name, shape] = buffer[:size].view(shape)
+        return view
 
 
 @dataclass
@@ -59,6 +84,7 @@ class Forward:
     lse: Tensor
     first_head: int
     group: int
+    scratch: Scratch
 
     def head_groups(self) -> Iterator[tuple[slice, slice]]:
         """Query heads and the key heads they use: one to one, or several with one."""
