@@ -11,6 +11,9 @@ from torch import Tensor
 from ..plan.blocks import WORKSPACE, Blocks, Run
 from .operands import Backward, Forward, Scoring, Scratch, merge, write
 
+# The scores up to which an operation may be batched along two axes.
+_COPIED = 2**18
+
 Bias = tuple[slice, Tensor]  # columns of the windows, and what is added there: [C, blocks or 1, rows, columns]
 
 
@@ -105,15 +108,14 @@ def _scores(
 def _lanes(part: Blocks, run: Run, x: Forward) -> Iterator[_Lanes]:
     """Cuts heads and classes so that an operation holds no more scores than the workspace.
 
-    On a CPU an operation is batched along one axis only, blocks or classes or heads: batching two of them would
-    have to copy the windows, which overlap.
+    On a CPU an operation is batched along one axis, blocks or classes or heads: along two of them the windows, which
+    overlap, would have to be copied, which only pays where there is so little to do that starting it takes longer.
     """
-    limit = max(1, WORKSPACE // (run.blocks * run.rows * run.width))
-    one_axis = x.query.device.type == "cpu"
-    if one_axis and run.blocks > 1:
-        limit = 1
-    n_classes = min(limit, part.classes)
-    n_heads = 1 if one_axis and part.classes > 1 else max(1, limit // n_classes)
+    size = run.blocks * run.rows * run.width
+    limit = max(1, WORKSPACE // size)
+    few = limit if x.query.device.type != "cpu" else max(1, _COPIED // size)
+    n_classes = min(part.classes, limit if run.blocks == 1 else few)
+    n_heads = max(1, (limit if run.blocks == part.classes == 1 else few) // n_classes)
     for heads, key_heads in x.head_groups():
         one_to_one = x.group == 1
         for head in range(heads.start, heads.stop, n_heads):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable
 
 import torch
@@ -12,11 +10,14 @@ from torch import Tensor
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
-from . import blockwise, reference
+from . import automatic, blockwise, flex, reference, sdpa
 
-logger = logging.getLogger("hf_masking")
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.attend, "blockwise": blockwise.attend}
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.attend,
+    "sdpa": sdpa.attend,
+    "blockwise": blockwise.attend,
+    "flex": flex.attend,
+}
 
 
 def masked_attention(
@@ -45,7 +46,10 @@ def masked_attention(
         documents: ``[B, Nk]`` integers, the document of each key, negative for padding; or `Documents`.
         scale: factor of the scores, by default ``1 / sqrt(D)``.
         dropout: probability with which a weight is dropped; the caller decides whether this is training.
-        backend: ``"auto"`` or one of `BACKENDS`. A backend that is named never falls back to another.
+        backend: ``"auto"``, or one of `BACKENDS`: ``"reference"`` (dense, obviously right), ``"sdpa"`` (PyTorch's
+            dense attention), ``"blockwise"`` (only what the mask allows, in plain PyTorch), ``"flex"`` (compiled
+            FlexAttention). A backend that is named never falls back to another; ``"auto"`` says in the log what it
+            chose.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
         sink_logits: ``[Hq]``, a learned score that takes weight and gives no value (gpt-oss).
 
@@ -56,13 +60,20 @@ def masked_attention(
         ValueError: shapes that do not fit, an unknown backend, a spec that is not understood.
     """
     _check_shapes(query, key, value, dropout)
+    check_backend(backend)
+    mask = Mask.parse(mask)
+    _check_heads(mask, query.shape[1])
     batch, _, n_queries, head_size = query.shape
-    return _choose(backend)(
+    described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
+    if backend == "auto":
+        plain = not dropout and softcap is None and sink_logits is None
+        backend = automatic.choose(mask, described, query, plain=plain)
+    return BACKENDS[backend](
         query,
         key,
         value,
-        Mask.parse(mask),
-        _as_documents(documents, batch, n_queries, key.shape[2], query.device),
+        mask,
+        described,
         scale=head_size**-0.5 if scale is None else scale,
         dropout=dropout,
         softcap=softcap,
@@ -76,17 +87,12 @@ def check_backend(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
 
 
-def _choose(backend: str) -> Callable[..., Tensor]:
-    check_backend(backend)
-    if backend != "auto":
-        return BACKENDS[backend]
-    _say_once("backend 'auto' runs 'reference': dense, exact, costs as much as no mask")
-    return BACKENDS["reference"]
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    logger.info(message)
+def _check_heads(mask: Mask, n_heads: int) -> None:
+    if n_heads % len(mask.heads):
+        raise ValueError(
+            f"{mask} gives {len(mask.heads)} groups of heads, which do not divide {n_heads} query heads; "
+            "give as many masks as divide them"
+        )
 
 
 def _as_documents(

@@ -25,7 +25,8 @@ def attend(
     scores = query @ key.transpose(-2, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    allowed = documents.allows(mask)[:, None]
+    allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
+    allowed = allowed.repeat_interleave(query.shape[1] // len(mask.heads), dim=1)
     scores = scores.masked_fill(~allowed, -torch.inf)
     if sink_logits is not None:
         # A learned column that takes weight and gives no value (gpt-oss).

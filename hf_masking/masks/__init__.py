@@ -8,6 +8,7 @@ from .dilated import Dilated
 from .log_sparse import LogSparse
 from .mask import Mask
 from .offsets import Offsets
+from .per_head import PerHead
 from .progression import FOREVER, Progression
 from .registry import PATTERNS
 from .sinks import Sinks
@@ -31,6 +32,7 @@ __all__ = [
     "Mask",
     "MaskSyntaxError",
     "Offsets",
+    "PerHead",
     "Progression",
     "Sinks",
     "SlidingWindow",

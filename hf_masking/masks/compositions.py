@@ -12,6 +12,7 @@ from torch import Tensor
 from . import intervals, tile
 from .intervals import MAX_PIECES, Intervals, Lattice
 from .mask import Mask
+from .per_head import PerHead
 
 MAX_DEPTH = 64
 
@@ -21,6 +22,23 @@ class _Composition(Mask):
     """What the three operators share: how they print, and how deep they may nest."""
 
     symbol: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, *operands: Mask) -> Mask:
+        """The composition; with masks that differ by head it goes inside: ``heads[a; b] | c`` is ``heads[a|c; b|c]``."""
+        groups = {len(operand.heads) for operand in operands} - {1}
+        if not groups:
+            return cls._of_operands(operands)
+        if len(groups) > 1:
+            sizes = " and ".join(map(str, sorted(groups)))
+            raise ValueError(f"heads[...] of {sizes} masks cannot be combined; give both as many masks")
+        (count,) = groups
+        spread = [operand.heads * (count // len(operand.heads)) for operand in operands]
+        return PerHead(tuple(cls._of_operands(members) for members in zip(*spread, strict=True)))
+
+    @classmethod
+    def _of_operands(cls, operands: tuple[Mask, ...]) -> Mask:
+        raise NotImplementedError
 
     @property
     def operands(self) -> tuple[Mask, ...]:
@@ -48,6 +66,8 @@ class _Composition(Mask):
         for operand in self.operands:
             if not isinstance(operand, Mask):
                 raise ValueError(f"{type(self).__name__} combines masks, got {operand!r}")
+            if len(operand.heads) > 1:
+                raise ValueError(f"{operand} differs by head; combine it with |, & and -, which go inside")
         if self.depth > MAX_DEPTH:
             raise ValueError(f"a mask may nest {MAX_DEPTH} operators deep, got {self.depth}; use fewer parentheses")
 
@@ -70,6 +90,10 @@ class _Members(_Composition):
         if len(flat) < 2:
             raise ValueError(f"{type(self).__name__} combines at least two masks, got {len(flat)}")
         self._check()
+
+    @classmethod
+    def _of_operands(cls, operands: tuple[Mask, ...]) -> Mask:
+        return cls(operands)
 
     @property
     def operands(self) -> tuple[Mask, ...]:
@@ -149,6 +173,10 @@ class Difference(_Composition):
 
     def __post_init__(self) -> None:
         self._check()
+
+    @classmethod
+    def _of_operands(cls, operands: tuple[Mask, ...]) -> Mask:
+        return cls(*operands)
 
     @property
     def operands(self) -> tuple[Mask, ...]:

@@ -72,17 +72,17 @@ class Mask:
     def __or__(self, other: Mask) -> Mask:
         from .compositions import Union
 
-        return Union((self, other)) if isinstance(other, Mask) else NotImplemented
+        return Union.of(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __and__(self, other: Mask) -> Mask:
         from .compositions import Intersection
 
-        return Intersection((self, other)) if isinstance(other, Mask) else NotImplemented
+        return Intersection.of(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __sub__(self, other: Mask) -> Mask:
         from .compositions import Difference
 
-        return Difference(self, other) if isinstance(other, Mask) else NotImplemented
+        return Difference.of(self, other) if isinstance(other, Mask) else NotImplemented
 
     @staticmethod
     def parse(spec: str | Mask) -> Mask:

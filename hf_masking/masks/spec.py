@@ -2,21 +2,24 @@
 
 Python's set operators with their precedence: ``-``, then ``&``, then ``|``, left-associative, and parentheses. A name
 is ``[a-z_]+``; its arguments follow a colon and bind tightest: comma-separated unsigned integers, decimals, words or
-``key=value``. So ``offsets:0,1,2-sinks:4`` is a difference.
+``key=value``. So ``offsets:0,1,2-sinks:4`` is a difference. ``heads[a; b]`` gives each half of the query heads a mask.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .compositions import MAX_DEPTH, Difference, Intersection, Union
 from .mask import Mask
+from .per_head import PerHead
 from .progression import FOREVER
 from .registry import PATTERNS
 
-_TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=])")
+_TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
 
@@ -40,6 +43,11 @@ def parse(spec: str) -> Mask:
     """The mask that a spec stands for; raises MaskSyntaxError."""
     if not isinstance(spec, str):
         raise ValueError(f"a mask is a Mask or a spec such as 'window:256|sinks:4', got {spec!r}")
+    return _parse(spec)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(spec: str) -> Mask:
     return _Parser(spec).parse()
 
 
@@ -80,25 +88,23 @@ class _Parser:
         members = [self.intersection()]
         while self.accept("|"):
             members.append(self.intersection())
-        return self.build(Union, tuple(members)) if len(members) > 1 else members[0]
+        return self.build(Union.of, *members) if len(members) > 1 else members[0]
 
     def intersection(self) -> Mask:
         members = [self.difference()]
         while self.accept("&"):
             members.append(self.difference())
-        return self.build(Intersection, tuple(members)) if len(members) > 1 else members[0]
+        return self.build(Intersection.of, *members) if len(members) > 1 else members[0]
 
     def difference(self) -> Mask:
         mask = self.atom()
         while self.accept("-"):
-            mask = self.build(Difference, mask, self.atom())
+            mask = self.build(Difference.of, mask, self.atom())
         return mask
 
     def atom(self) -> Mask:
         if self.accept("("):
-            self.nesting += 1
-            if self.nesting > MAX_DEPTH:
-                raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
+            self.enter()
             mask = self.union()
             if not self.accept(")"):
                 raise self.error(f"expected ')', got {self.token.text or 'the end'!r}")
@@ -107,13 +113,31 @@ class _Parser:
         if self.token.kind != "name":
             hint = " (numbers are unsigned; '-' takes a mask away)" if self.token.text == "-" else ""
             raise self.error(f"expected a mask such as 'window:256', got {self.token.text or 'the end'!r}{hint}")
-        return self.pattern()
+        return self.per_head() if self.token.text == PerHead.name else self.pattern()
+
+    def per_head(self) -> Mask:
+        self.advance()
+        if not self.accept("["):
+            raise self.error(f"expected '[' as in 'heads[window:64; causal]', got {self.token.text or 'the end'!r}")
+        self.enter()
+        masks = [self.union()]
+        while self.accept(";"):
+            masks.append(self.union())
+        if not self.accept("]"):
+            raise self.error(f"expected ';' or ']', got {self.token.text or 'the end'!r}")
+        self.nesting -= 1
+        return self.build(PerHead, tuple(masks))
+
+    def enter(self) -> None:
+        self.nesting += 1
+        if self.nesting > MAX_DEPTH:
+            raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
 
     def pattern(self) -> Mask:
         name = self.advance()
         if name.text not in PATTERNS:
-            nearest = difflib.get_close_matches(name.text, PATTERNS, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(PATTERNS)}"
+            nearest = difflib.get_close_matches(name.text, [*PATTERNS, PerHead.name], n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(PATTERNS)}, {PerHead.name}[...]"
             raise self.error(f"unknown mask {name.text!r}; {hint}", name)
         arguments: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -160,7 +184,7 @@ class _Parser:
         self.next += token.kind != "end"
         return token
 
-    def build(self, composition: type[Mask], *operands: Any) -> Mask:
+    def build(self, composition: Callable[..., Mask], *operands: Any) -> Mask:
         try:
             return composition(*operands)
         except ValueError as error:

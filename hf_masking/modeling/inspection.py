@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import recording
+from .attention import Call, recording
 from .record import find_patch
 
 
@@ -20,7 +20,8 @@ def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
 
     Returns:
         For each layer booleans ``[batch, queries, keys]`` over the columns of the batch, the model's own window,
-        padding and packing included; the batch axis is 1 where all rows are alike.
+        padding and packing included; the batch axis is 1 where all rows are alike. Under a mask ``heads[...]`` there
+        is an axis more, ``[batch, masks, queries, keys]``.
 
     Raises:
         ValueError: the model is not patched.
@@ -29,4 +30,9 @@ def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
     with torch.no_grad(), recording() as calls:
         model(**batch)
-    return [call.documents.allows(call.mask) for call in sorted(calls, key=lambda call: call.layer)]
+    return [_seen(call) for call in sorted(calls, key=lambda call: call.layer)]
+
+
+def _seen(call: Call) -> Tensor:
+    seen = torch.stack([call.documents.allows(mask) for mask in call.mask.heads], dim=1)
+    return seen if seen.shape[1] > 1 else seen[:, 0]

@@ -16,7 +16,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 # What a pair costs in small blocks, whose matrix products are less efficient, against one in a block of 64 (measured).
 _PAIR_COST = {16: 1.6, 32: 1.2, 64: 1.0, 128: 0.95, 256: 0.95}
 # What starting the operations of a run costs, in pairs of a block of 64 (measured).
-RUN_COST = 20_000
+RUN_COST = 50_000
 # The scores that one operation holds: they should stay in the processor's cache.
 WORKSPACE = 2**20
 # Matrix products and reductions run faster over multiples of this many keys.

@@ -12,7 +12,7 @@ from .layout import Lengths
 
 MOST_DISTANCES = 32  # of one piece
 # What a pair costs, in pairs of a block of 64 (measured).
-_PAIR_COST = 10.0
+_PAIR_COST = 14.0
 _ROWS = 1024  # rows that are computed together
 
 

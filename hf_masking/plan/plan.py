@@ -65,9 +65,14 @@ def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
 
 @functools.lru_cache(maxsize=_MOST_PLANS)
 def is_causal(mask: Mask, lengths: Lengths) -> bool:
-    """Whether the mask is all of causal over these lengths (a window that is long enough, for example)."""
+    """Whether the mask is all of causal over these lengths (a window that is long enough, for example).
+
+    Only for as many queries as keys: `is_causal` of PyTorch starts at the first key.
+    """
+    if (lengths.first_query, lengths.queries) != (lengths.first_key, lengths.keys):
+        return False
     pieces = pieces_of(mask, lengths)
     if len(pieces) != 1 or pieces[0].guards or pieces[0].lattice != Lattice():
         return False
-    causal = pieces_of(Causal(), lengths)[0]
+    (causal,) = pieces_of(Causal(), lengths)
     return torch.equal(pieces[0].first, causal.first) and torch.equal(pieces[0].stop, causal.stop)

@@ -1,0 +1,58 @@
+"""Which backend runs under ``backend="auto"``: the cheapest one that can do the job."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from ..masks import Mask
+from ..plan import Documents, Lengths, is_causal, plan_of
+from . import flex
+
+logger = logging.getLogger("hf_masking")
+
+# Forward and backward of dense attention, in the unit of a plan's cost: a pair of a block of 64 rows. Measured on a
+# CPU by `hf-masking bench --preset break-even`; docs/break-even.json holds the figures.
+_CAUSAL_COST = 0.57  # for each pair of the triangle
+_DENSE_COST = 0.60  # for each pair of the rectangle, allowed or not
+# Fewer pairs than this are dense without asking what a plan would cost; decoding is.
+_FEW_PAIRS = 2**14
+# No dense mask is made that is larger than this, whatever it would save.
+_MOST_PAIRS = 2**22
+
+
+def choose(mask: Mask, documents: Documents, query: Tensor, *, plain: bool) -> str:
+    """The name of a backend; ``plain`` says that there is no dropout, no soft cap and no sink logits."""
+    if query.device.type == "cuda" and plain:
+        reason = flex.why_not(mask, documents, query)
+        if reason is None:
+            return "flex"
+        _say_once(f"backend 'auto' runs 'blockwise' instead of 'flex' on CUDA: {reason}")
+    if not plain:
+        return "blockwise"
+    lengths = [segment.lengths for segment in documents.segments]
+    dense = sum(_costs(member, length)[0] for member in mask.heads for length in lengths)
+    sparse = sum(_costs(member, length)[1] for member in mask.heads for length in lengths)
+    name = "sdpa" if dense <= sparse else "blockwise"
+    _say_once(f"backend 'auto' runs {name!r} for {mask} over lengths such as {lengths[0] if lengths else None}")
+    return name
+
+
+@functools.lru_cache(maxsize=1024)
+def _costs(mask: Mask, lengths: Lengths) -> tuple[float, float]:
+    """What dense attention and what a plan would cost, for one head."""
+    pairs = lengths.queries * lengths.keys
+    if pairs <= _FEW_PAIRS:
+        return 0.0, 1.0
+    if is_causal(mask, lengths):
+        return pairs / 2 * _CAUSAL_COST, plan_of(mask, lengths).cost
+    dense = pairs * _DENSE_COST if pairs <= _MOST_PAIRS else float("inf")
+    return dense, plan_of(mask, lengths).cost
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info(message)

@@ -1,0 +1,78 @@
+"""PyTorch's dense attention under the same mask: the fastest way where there is little to leave out."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..masks import Mask
+from ..plan import Documents, Lengths, is_causal
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    documents: Documents,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
+    """One call for each document, `is_causal` where the mask is that. Shapes as in `masked_attention`.
+
+    Raises:
+        ValueError: a soft cap or sink logits, which SDPA does not know.
+    """
+    if softcap is not None or sink_logits is not None:
+        what = "softcap" if softcap is not None else "sink_logits"
+        raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
+    alike = documents.query_positions.shape[0] == 1
+    members = mask.heads
+    if alike and len(members) == 1 and len(documents.segments) == 1:
+        segment = documents.segments[0]
+        if (segment.lengths.queries, segment.lengths.keys) == (query.shape[2], key.shape[2]):
+            return _one(query, key, value, mask, segment.lengths, scale, dropout)
+    output = query.new_zeros(*query.shape[:3], value.shape[-1])
+    size, group = query.shape[1] // len(members), query.shape[1] // key.shape[1]
+    for segment in documents.segments:
+        rows = slice(None) if alike else slice(segment.row, segment.row + 1)
+        for index, member in enumerate(members):
+            heads = slice(index * size, (index + 1) * size)
+            key_heads = torch.arange(heads.start, heads.stop, device=key.device) // group
+            keys, values = (x[rows, :, segment.keys] for x in (key, value))
+            if len(members) > 1:
+                keys, values = keys[:, key_heads], values[:, key_heads]
+            queries = query[rows, heads][:, :, segment.queries]
+            part = _one(queries, keys, values, member, segment.lengths, scale, dropout)
+            output[rows, heads, segment.queries] = part
+    return output
+
+
+def _one(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, lengths: Lengths, scale: float, dropout: float
+) -> Tensor:
+    options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    if is_causal(mask, lengths):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+    allowed, blind = _dense(mask, lengths, query.device)
+    output = scaled_dot_product_attention(query, key, value, attn_mask=allowed, **options)
+    return output if blind is None else output.masked_fill(blind, 0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _dense(mask: Mask, lengths: Lengths, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The mask as ``[queries, keys]``, and the rows ``[queries, 1]`` that see nothing, if there are any.
+
+    Those see everything in the mask, since a softmax over nothing is not a number; their output is to be filled.
+    """
+    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
+    k = torch.arange(lengths.first_key, lengths.first_key + lengths.keys, device=device)
+    allowed = mask.allows(q[:, None], k[None, :])
+    blind = ~allowed.any(-1, keepdim=True)
+    return (allowed | blind, blind) if bool(blind.any()) else (allowed, None)

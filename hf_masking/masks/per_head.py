@@ -1,0 +1,64 @@
+"""A mask for each group of query heads."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from . import tile
+from .mask import Mask
+
+
+@dataclass(frozen=True)
+class PerHead(Mask):
+    """Mask m of M for the m-th M-th of the query heads, in order: ``heads[window:64; causal]`` halves them.
+
+    Set operators go inside when they are applied, ``heads[a; b] | c`` is ``heads[a|c; b|c]``, so it is always
+    outermost. Its own answers are those of the union over the heads, which is what reach and cache are about; whoever
+    computes attention asks `heads`.
+
+    Parameters:
+        masks: at least two, none of which differs by head itself. As many must divide the model's query heads.
+    """
+
+    masks: tuple[Mask, ...]
+
+    name: ClassVar[str] = "heads"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", tuple(self.masks))
+        for mask in self.masks:
+            if not isinstance(mask, Mask):
+                raise ValueError(f"heads: expected masks, got {mask!r}")
+            if len(mask.heads) > 1:
+                raise ValueError(f"heads: masks for heads may not nest, got {mask}")
+        if len(self.masks) < 2:
+            raise ValueError(f"heads: expected at least two masks, got {len(self.masks)}; write one mask without heads")
+
+    @property
+    def heads(self) -> tuple[Mask, ...]:
+        return self.masks
+
+    @property
+    def depth(self) -> int:
+        return max(mask.depth for mask in self.masks)
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return functools.reduce(torch.logical_or, (mask.allows(q, k) for mask in self.masks))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return functools.reduce(tile.union, (mask.tiles(q_lo, q_hi, k_lo, k_hi) for mask in self.masks))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return functools.reduce(torch.maximum, (mask.last_reader(k) for mask in self.masks))
+
+    @property
+    def lookahead(self) -> int:
+        return max(mask.lookahead for mask in self.masks)
+
+    def __str__(self) -> str:
+        return f"{self.name}[{'; '.join(map(str, self.masks))}]"
