@@ -24,20 +24,31 @@ _FEW_PAIRS = 2**14
 _MOST_PAIRS = 2**22
 
 
-def choose(mask: Mask, documents: Documents, query: Tensor, *, plain: bool) -> str:
-    """The name of a backend; ``plain`` says that there is no dropout, no soft cap and no sink logits."""
-    if query.device.type == "cuda" and plain:
-        reason = flex.why_not(mask, documents, query)
+@torch.compiler.disable
+def choose(
+    mask: Mask,
+    documents: Documents,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> str:
+    """The name of a backend."""
+    if query.device.type == "cuda":
+        reason = flex.why_not(documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
         if reason is None:
             return "flex"
-        _say_once(f"backend 'auto' runs 'blockwise' instead of 'flex' on CUDA: {reason}")
-    if not plain:
+        _say_once(f"backend 'auto' runs 'blockwise' on CUDA, not 'flex': {reason}")
         return "blockwise"
-    lengths = [segment.lengths for segment in documents.segments]
-    dense = sum(_costs(member, length)[0] for member in mask.heads for length in lengths)
-    sparse = sum(_costs(member, length)[1] for member in mask.heads for length in lengths)
-    name = "sdpa" if dense <= sparse else "blockwise"
-    _say_once(f"backend 'auto' runs {name!r} for {mask} over lengths such as {lengths[0] if lengths else None}")
+    if dropout or softcap is not None or sink_logits is not None:
+        # The dense kernels either lack these or keep all pairs for them.
+        return "blockwise"
+    costs = [_costs(member, segment.lengths) for member in mask.heads for segment in documents.segments]
+    name = "sdpa" if sum(dense for dense, _ in costs) <= sum(sparse for _, sparse in costs) else "blockwise"
+    _say_once(f"backend 'auto' runs {name!r} for {mask} over {key.shape[2]} keys, which it expects to be faster")
     return name
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from ..masks import Mask
 from ..plan import Blocks, Diagonals, Documents, Plan, Segment, plan_of

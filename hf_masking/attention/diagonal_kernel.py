@@ -81,9 +81,7 @@ def _crossing(diagonal: Diagonal, rows: slice) -> Crossing | None:
     return slice(first - rows.start, stop - rows.start), slice(first + diagonal.shift, stop + diagonal.shift)
 
 
-def _scores(
-    query: Tensor, key: Tensor, crossings: list[Crossing], scoring: Scoring
-) -> tuple[Tensor, Tensor | None]:
+def _scores(query: Tensor, key: Tensor, crossings: list[Crossing], scoring: Scoring) -> tuple[Tensor, Tensor | None]:
     """Scores in base 2 ``[diagonals, heads, rows, 1]``, -inf where a row is not on a diagonal; the slope of the cap."""
     products = query.new_zeros(len(crossings), *query.shape[:2], 1)
     for product, (mine, keys) in zip(products, crossings, strict=True):

@@ -1,2 +1,153 @@
-def why_not(*a): return "no"
-def attend(*a, **k): raise ValueError
+"""Compiled FlexAttention (Dong et al., https://arxiv.org/abs/2412.05496): the backend for CUDA.
+
+The block mask comes from the plan's intervals, never from all pairs. FlexAttention that is not compiled, or that was
+compiled too often, silently runs a dense version: everything here is compiled with ``fullgraph=True``, which raises.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from ..masks import Mask, Tile
+from ..plan import Documents
+from ..plan.tiles import tiles_of_batch
+
+_BLOCK = 128
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    documents: Documents,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
+    """Shapes as in `masked_attention`.
+
+    Raises:
+        ValueError: dropout or sink logits; gradients on a CPU; head sizes or a device that FlexAttention cannot do.
+    """
+    reason = why_not(documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
+    if reason is not None:
+        raise ValueError(f"backend 'flex' cannot do this: {reason}; use backend='blockwise'")
+    block_mask = _block_mask(mask, documents, query.shape[1], query.device)
+    grouped = query.shape[1] != key.shape[1]
+    shape_class = _shape_class(query, key, value)
+    run = _compiled(mask, softcap, query.device.type == "cuda", shape_class)
+    return run(query, key, value, block_mask, scale, grouped)
+
+
+def why_not(
+    documents: Documents,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float = 0.0,
+    sink_logits: Tensor | None = None,
+) -> str | None:
+    """Why FlexAttention cannot do this, or None."""
+    if dropout:
+        return "it has no dropout"
+    if sink_logits is not None:
+        return "sink logits are not wired to it"
+    if query.dtype == torch.float64:
+        return "it does not compute in float64"
+    if query.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        return "it has no backward on a CPU"
+    if query.device.type not in ("cpu", "cuda"):
+        return f"it does not run on {query.device.type}"
+    if any(size < 16 or size & (size - 1) for size in (query.shape[-1], value.shape[-1])):
+        return f"head sizes must be powers of 2 from 16 on, got {query.shape[-1]} and {value.shape[-1]}"
+    return None
+
+
+def _shape_class(query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, ...]:
+    """What a compiled kernel is for: on CUDA any batch and length, on a CPU (where that does not compile) these."""
+    if query.device.type == "cuda":
+        return query.dtype, query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]
+    return query.dtype, query.shape, key.shape, value.shape
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tuple[Any, ...]) -> Callable[..., Tensor]:
+    """FlexAttention compiled for one mask and one class of shapes."""
+
+    def bend(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    def run(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float, grouped: bool) -> Tensor:
+        result: Any = flex_attention(
+            query,
+            key,
+            value,
+            score_mod=None if softcap is None else bend,
+            block_mask=block_mask,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        return result
+
+    # The compiler counts recompilations by code object and gives up after 8; a code object each counts for itself.
+    run.__code__ = run.__code__.replace(co_name=f"run_{hash((mask, softcap, shape_class)) & 0xFFFFFFFF:x}")
+    return torch.compile(run, fullgraph=True, dynamic=dynamic)
+
+
+@functools.lru_cache(maxsize=8)
+def _block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
+    tiles = torch.stack([tiles_of_batch(member, documents, _BLOCK) for member in mask.heads], dim=1).to(device)
+    if len(mask.heads) > 1:
+        tiles = tiles.repeat_interleave(n_heads // len(mask.heads), dim=1)
+    counts, indices = _lists(tiles == Tile.SOME)
+    full_counts, full_indices = _lists(tiles == Tile.ALL)
+    lengths = documents.query_positions.shape[1], documents.key_positions.shape[1]
+    allowed = _token_mask(mask, documents, n_heads)
+    return BlockMask.from_kv_blocks(
+        counts, indices, full_counts, full_indices, BLOCK_SIZE=_BLOCK, mask_mod=allowed, seq_lengths=lengths
+    )
+
+
+def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and which, in front of the others."""
+    order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1).to(torch.int32), order.to(torch.int32)
+
+
+def _token_mask(mask: Mask, documents: Documents, n_heads: int) -> Callable[..., Tensor]:
+    members = [_as_graph(member, documents.key_ids.device) for member in mask.heads]
+    size = n_heads // len(members)
+    query_positions, query_ids = documents.query_positions, documents.query_ids
+    key_positions, key_ids = documents.key_positions, documents.key_ids
+    alike = query_positions.shape[0] == 1
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        row = batch * 0 if alike else batch
+        q, k = query_positions[row, query], key_positions[row, key]
+        inside = (query_ids[row, query] == key_ids[row, key]) & (q >= 0) & (k >= 0)
+        if len(members) == 1:
+            return inside & members[0](q, k)
+        chosen = [(head // size == index) & member(q, k) for index, member in enumerate(members)]
+        return inside & functools.reduce(torch.logical_or, chosen)
+
+    return allowed
+
+
+def _as_graph(mask: Mask, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the mask does to two positions, without the Python objects, which the compiler does not look into."""
+    # Two tensors: the tracer takes one that is given twice for one.
+    q, k = (torch.zeros((), dtype=torch.int32, device=device) for _ in range(2))
+    graph: Callable[[Tensor, Tensor], Tensor] = make_fx(lambda q, k: mask.allows(q, k))(q, k)
+    return graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,20 +66,11 @@ def masked_attention(
     _check_heads(mask, query.shape[1])
     batch, _, n_queries, head_size = query.shape
     described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
+    options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
     if backend == "auto":
-        plain = not dropout and softcap is None and sink_logits is None
-        backend = automatic.choose(mask, described, query, plain=plain)
-    return BACKENDS[backend](
-        query,
-        key,
-        value,
-        mask,
-        described,
-        scale=head_size**-0.5 if scale is None else scale,
-        dropout=dropout,
-        softcap=softcap,
-        sink_logits=sink_logits,
-    )
+        backend = automatic.choose(mask, described, query, key, value, **options)
+    scale = head_size**-0.5 if scale is None else scale
+    return BACKENDS[backend](query, key, value, mask, described, scale=scale, **options)
 
 
 def check_backend(name: str) -> None:

@@ -25,7 +25,7 @@ class _Composition(Mask):
 
     @classmethod
     def of(cls, *operands: Mask) -> Mask:
-        """The composition; with masks that differ by head it goes inside: ``heads[a; b] | c`` is ``heads[a|c; b|c]``."""
+        """The composition; it goes inside masks that differ by head: ``heads[a; b] | c`` is ``heads[a|c; b|c]``."""
         groups = {len(operand.heads) for operand in operands} - {1}
         if not groups:
             return cls._of_operands(operands)

@@ -31,7 +31,7 @@ class Segment:
     keys: Columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Documents:
     """Positions and documents of queries ``[B, Q]`` and keys ``[B, K]``, int32; B is 1 where all rows are alike.
 
@@ -70,8 +70,9 @@ class Documents:
         Raises:
             ValueError: the positions of a document's tokens are not consecutive.
         """
-        rows = zip(*(x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)))
-        return tuple(segment for index, row in enumerate(rows) for segment in _segments_of_row(index, *row))
+        described = [x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)]
+        rows = enumerate(zip(*described, strict=True))
+        return tuple(segment for index, row in rows for segment in _segments_of_row(index, *row))
 
     def allows(self, mask: Mask) -> Tensor:
         """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""

@@ -73,7 +73,7 @@ def _from_classes(classes: Tensor, padding: tuple[int, int]) -> Tensor:
 
 
 def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]:
-    """The layout of a piece, and each row's interval in it: first and stop, int32 ``[C, q]``, empty where first >= stop."""
+    """The layout of a piece, and the interval of each row in it: first and stop, int32 ``[C, q]``."""
     stride, keys = piece.lattice.stride, piece.lattice.keys
     end = lengths.first_key + lengths.keys
     first, stop = piece.first.clamp(lengths.first_key, end), piece.stop.clamp(lengths.first_key, end)
