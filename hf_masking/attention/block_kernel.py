@@ -182,13 +182,9 @@ def _add_windows(total: Tensor, run: Run, lanes: _Lanes, windows: Tensor, factor
 
 def _biases(part: Blocks, run: Run, like: Tensor) -> list[Bias]:
     """-inf where a row may not see a column of its window; only for the columns at the ends of which that is so."""
-    biases = [
-        _edge(part, run, slice(0, run.left), like),
-        _edge(part, run, slice(run.width - run.right, run.width), like),
-    ]
-    if part.guards:
-        biases.append(_guard(part, run, like))
-    return [bias for bias in biases if bias[0].start < bias[0].stop]
+    ends = slice(0, run.left), slice(run.width - run.right, run.width)
+    biases = [_edge(part, run, columns, like) for columns in ends if columns.start < columns.stop]
+    return [*biases, _guard(part, run, like)] if part.guards else biases
 
 
 def _edge(part: Blocks, run: Run, columns: slice, like: Tensor) -> Bias:

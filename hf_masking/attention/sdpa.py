@@ -12,6 +12,7 @@ from ..masks import Mask
 from ..plan import Documents, Lengths, is_causal
 
 
+@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,
@@ -57,11 +58,12 @@ def attend(
 def _one(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask, lengths: Lengths, scale: float, dropout: float
 ) -> Tensor:
-    options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
-    if is_causal(mask, lengths):
-        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
-    allowed, blind = _dense(mask, lengths, query.device)
-    output = scaled_dot_product_attention(query, key, value, attn_mask=allowed, **options)
+    causal = is_causal(mask, lengths)
+    allowed, blind = (None, None) if causal else _dense(mask, lengths, query.device)
+    grouped = query.shape[1] != key.shape[1]
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
     return output if blind is None else output.masked_fill(blind, 0.0)
 
 

@@ -36,7 +36,7 @@ class Mask:
         return None
 
     def intervals(self, q: Tensor) -> list[Intervals]:
-        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` int64); plans are made of them."""
+        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` int64); plans are made so."""
         strips = self.strips()
         if strips is None:
             return intervals.irregular(self, q, self.lookahead)

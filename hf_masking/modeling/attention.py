@@ -19,6 +19,7 @@ from . import batch, handle
 from .settings import KEY as IMPLEMENTATION
 
 _LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
+_DECODED = "hf_masking_documents"  # the attribute of a handle that keeps what it says
 
 # Keyword arguments that reach an attention function and do not touch the scores.
 _HARMLESS = {
@@ -161,7 +162,12 @@ def _read_handle(module: nn.Module, attention_mask: Tensor | None, n_queries: in
             f"positions (its mask slot holds {shape}); cross-attention, context parallelism and continuous batching "
             "are not supported: call the patched model itself, or unpatch_model(model) first"
         )
-    return handle.decode(attention_mask, n_keys)
+    # All layers of a forward are handed the same tensor: where its documents stand is worked out once.
+    documents: Documents | None = getattr(attention_mask, _DECODED, None)
+    if documents is None:
+        documents = handle.decode(attention_mask, n_keys)
+        setattr(attention_mask, _DECODED, documents)
+    return documents
 
 
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:

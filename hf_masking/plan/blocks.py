@@ -25,7 +25,7 @@ _FAR = 2**30
 
 
 class Run(NamedTuple):
-    """``blocks`` blocks of ``rows`` queries from row ``row`` on; the window of block t starts at key ``key + t * rows``.
+    """``blocks`` blocks of ``rows`` queries from row ``row`` on; block t sees the window from ``key + t * rows`` on.
 
     left, right: how many columns at either end of a window some row may not see.
     uniform: all blocks see the same columns of their windows.
