@@ -32,7 +32,7 @@ class Predicate(Protocol):
 
 @dataclass(frozen=True)
 class Lattice:
-    """A regular set of pairs: distances ``i - j`` that are multiples of ``stride``, and keys of a class."""
+    """A regular set of pairs: distances ``i - j`` that are multiples of ``stride``, or keys of a class; not both."""
 
     stride: int = 1
     keys: Progression = EVERY_KEY
@@ -43,10 +43,12 @@ class Lattice:
 
     def meet(self, other: Lattice) -> Lattice | None:
         """The common pairs; None where they are no lattice."""
-        if EVERY_KEY not in (self.keys, other.keys) and self.keys != other.keys:
-            return None
-        keys = other.keys if self.keys == EVERY_KEY else self.keys
-        return Lattice(math.lcm(self.stride, other.stride), keys)
+        if self.contains(other):
+            return other
+        if other.contains(self):
+            return self
+        strides_only = self.keys == other.keys == EVERY_KEY
+        return Lattice(math.lcm(self.stride, other.stride)) if strides_only else None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def of_strip(strip: Strip, q: Tensor) -> Intervals:
     if (distances.start, distances.stop) == (0, 1) and key_class == EVERY_KEY:
         return Intervals(first, stop, Lattice(stride=distances.period))
     piece = Intervals(first, stop, Lattice(keys=key_class))
+    # Distances and keys that both have gaps, or distances with wide teeth: no lattice says that.
     return piece if distances.period == 1 else piece.guarded(strip, True)
 
 

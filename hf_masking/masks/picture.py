@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from .intervals import EVERY_KEY, Intervals
 from .mask import Mask
-from .strip import Strip
 
 _CHUNK = 2**22  # pairs looked at in one go
 
@@ -40,18 +41,21 @@ def draw_png(mask: Mask, length: int, path: Path) -> None:
 
 
 def count_pairs(mask: Mask, length: int) -> int:
-    """How many pairs the mask allows over ``length`` positions; O(length) for masks made of strips."""
-    strips = mask.strips()
-    if strips is not None:
-        return sum(_count_strip(strip, length) for strip in strips)
-    keys, rows = torch.arange(length)[None, :], max(1, _CHUNK // length)
-    return sum(int(mask.allows(q[:, None], keys).sum()) for q in torch.arange(length).split(rows))
+    """How many pairs the mask allows over ``length`` positions; O(length), but for sets that do not nest."""
+    q = torch.arange(length)
+    pieces = [piece.clipped(0, length) for piece in mask.intervals(q)]
+    if not any(piece.guards for piece in pieces):
+        return sum(_count(piece, q) for piece in pieces)
+    rows = max(1, _CHUNK // length)
+    return sum(int(mask.allows(chunk[:, None], q[None, :]).sum()) for chunk in q.split(rows))
 
 
-def _count_strip(strip: Strip, length: int) -> int:
-    keys = torch.arange(length)
-    readers = strip.distances.count(-keys, length - keys)
-    return int(readers[strip.keys.contains(keys)].sum())
+def _count(piece: Intervals, q: Tensor) -> int:
+    first, stop = piece.first, torch.maximum(piece.first, piece.stop)
+    if piece.lattice.keys != EVERY_KEY:
+        return int(piece.lattice.keys.count(first, stop).sum())
+    stride = piece.lattice.stride
+    return int(((q - first) // stride - (q - stop) // stride).sum())
 
 
 def keys_kept(mask: Mask, length: int) -> int:

@@ -8,7 +8,7 @@ batch, once more with a probe that leaves much out.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..masks import Mask
 from . import attention, settings
-from .attention import Call, recording
+from .attention import Call, LayerMask, recording
 from .modes import evaluating
 from .record import find_patch, pretrained
 from .settings import Settings
@@ -93,7 +93,7 @@ LAYOUTS = (PLAIN, PADDED, PACKED)
 
 
 def check_model(model: nn.Module) -> CheckReport:
-    """Runs the checks on a patched model; 35 forward passes of at most 60 tokens for one mask.
+    """Runs the checks on a patched model; 44 forward passes of at most 60 tokens for one mask.
 
     Returns:
         A report whose rows have a name, a verdict and the greatest difference seen; ``print`` it as a table.
@@ -109,8 +109,12 @@ def check_model(model: nn.Module) -> CheckReport:
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
             return CheckReport((routed,))
-        rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
-        return CheckReport((*rows, *probe.layouts_agree(), *probe.cache_agrees()))
+        # Over the few tokens of these checks `auto` is always dense; the other backend is compared with that.
+        automatic = patch.backend == "auto"
+        with _backend(model, "reference" if automatic else patch.backend):
+            rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
+            rows += [*probe.layouts_agree(), *probe.cache_agrees()]
+        return CheckReport((*rows, *probe.backends_agree(("auto", "blockwise") if automatic else (patch.backend,))))
 
 
 @dataclass
@@ -168,7 +172,7 @@ class _Probe:
 
     def only_attention_mixes(self) -> Iterator[CheckRow]:
         """Where every token sees itself alone, no row may depend on another: the reach is that of no attention."""
-        with _layer_masks(self.model, {}, default=ITSELF):
+        with _masks(self.model, {}, default=ITSELF):
             yield self.compare("nothing but attention mixes tokens", PLAIN, [], exact=True)
 
     def masks_reach_what_they_allow(self) -> Iterator[CheckRow]:
@@ -178,11 +182,24 @@ class _Probe:
             yield self.compare(f"{name}: {layout.name}", layout, masks, exact=False)
         alone = {self.wanted.mask_of(layer): layer for layer in reversed(range(self.n_layers))}
         for mask, layer in [*alone.items(), (PROBE, self.n_layers - 1)]:
-            with _layer_masks(self.model, {layer: mask}, default=ITSELF):
+            with _masks(self.model, {layer: mask}, default=ITSELF):
                 masks = [call.mask for call in self.calls()]
                 for layout in LAYOUTS:
                     name = f"'{mask}' alone, in layer {layer}, is exactly itself: {layout.name}"
                     yield self.compare(name, layout, masks, exact=True)
+
+    def backends_agree(self, backends: Sequence[str]) -> Iterator[CheckRow]:
+        """The logits under each backend against those under the reference."""
+        for layout in LAYOUTS:
+            real = torch.tensor(layout.ids, device=self.device) >= 0
+            with _backend(self.model, "reference"):
+                expected = self.logits(self.tokens[None], layout)
+            for backend in backends:
+                with _backend(self.model, backend):
+                    logits = self.logits(self.tokens[None], layout)
+                difference = float(_distance(logits, expected)[:, real].max()) / self.scale
+                name = f"backend '{backend}' = 'reference': {layout.name}"
+                yield CheckRow(name, difference <= self.tolerance, difference)
 
     def compare(self, name: str, layout: _Layout, masks: Sequence[Mask], *, exact: bool) -> CheckRow:
         """The influence of tokens on rows against the reach of the masks; ``exact``: each reach must be felt, too."""
@@ -232,8 +249,8 @@ class _Probe:
 
     def own_and_probe(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         own = {layer: self.wanted.mask_of(layer) for layer in range(self.n_layers)}
-        yield "its own masks", _layer_masks(self.model, own, default=ITSELF)
-        yield f"'{PROBE}'", _layer_masks(self.model, {}, default=PROBE)
+        yield "its own masks", _masks(self.model, own, default=ITSELF)
+        yield f"'{PROBE}'", _masks(self.model, {}, default=PROBE)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
@@ -251,13 +268,21 @@ def _reach(layers: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _layer_masks(model: nn.Module, masks: dict[int, Mask], default: Mask) -> Iterator[None]:
-    """Other masks in the layers for the length of a with block."""
+def _layers(model: nn.Module, change: Callable[[int, LayerMask], LayerMask]) -> Iterator[None]:
+    """What is attached to the layers, changed for the length of a with block."""
     held = [(module, mask) for module in model.modules() if (mask := attention.attached(module)) is not None]
     for module, layer_mask in held:
-        attention.attach(module, replace(layer_mask, mask=masks.get(vars(module)["layer_idx"], default)))
+        attention.attach(module, change(vars(module)["layer_idx"], layer_mask))
     try:
         yield
     finally:
         for module, layer_mask in held:
             attention.attach(module, layer_mask)
+
+
+def _masks(model: nn.Module, masks: dict[int, Mask], default: Mask) -> AbstractContextManager[None]:
+    return _layers(model, lambda layer, held: replace(held, mask=masks.get(layer, default)))
+
+
+def _backend(model: nn.Module, backend: str) -> AbstractContextManager[None]:
+    return _layers(model, lambda layer, held: replace(held, backend=backend))

@@ -52,7 +52,7 @@ def by_definition(query, key, value, mask, ids):
 @settings(max_examples=100)
 def test_equals_the_definition(mask, queries, ids):
     query, key, value = inputs(queries)
-    output = masked_attention(query, key, value, mask, documents=torch.tensor(ids))
+    output = masked_attention(query, key, value, mask, documents=torch.tensor(ids), backend="reference")
     torch.testing.assert_close(output, by_definition(query, key, value, mask, ids), rtol=0, atol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_gradients_equal_those_of_the_definition():
     mask, ids = Mask.parse("offsets:1,3|sinks:1"), [[0] * KEYS, [-1, -1, 0, 0, 0, -1, 0, 1, 1, 1, 1]]
     ours, theirs = inputs(requires_grad=True), inputs(requires_grad=True)
     weight = torch.randn(BATCH, QUERY_HEADS, KEYS, VALUE, dtype=torch.float64)
-    (masked_attention(*ours, mask, documents=torch.tensor(ids)) * weight).sum().backward()
+    (masked_attention(*ours, mask, documents=torch.tensor(ids), backend="reference") * weight).sum().backward()
     (by_definition(*theirs, mask, ids) * weight).sum().backward()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
@@ -94,12 +94,13 @@ def test_multiplying_scores_by_the_mask_is_not_masking():
     assert torch.equal(before[..., :-1, :], after[..., :-1, :])
 
 
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blockwise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_query_without_keys_gives_zero_and_no_nan(dtype):
+def test_a_query_without_keys_gives_zero_and_no_nan(dtype, backend):
     query, key, value = inputs(dtype=dtype, requires_grad=True)
     documents = torch.full((BATCH, KEYS), -1)
     documents[1, 4:] = 0
-    output = masked_attention(query, key, value, "offsets:2", documents=documents)
+    output = masked_attention(query, key, value, "offsets:2", documents=documents, backend=backend)
     output.sum().backward()
     assert (output[0] == 0).all() and (output[1, :, :6] == 0).all() and (output[1, :, 6:] != 0).any()
     for tensor in (query, key, value):
@@ -141,9 +142,16 @@ def test_documents_from_position_ids():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backend": "fast"}, "unknown backend 'fast'; expected 'auto' or one of 'reference'"),
+        (
+            {"backend": "fast"},
+            "unknown backend 'fast'; expected 'auto' or one of 'reference', 'sdpa', 'blockwise', 'flex'",
+        ),
         ({"documents": torch.zeros(BATCH, 3, dtype=torch.long)}, "documents must be integers of shape [2, 11]"),
         ({"documents": torch.ones(BATCH, KEYS)}, "got torch.float32"),
+        (
+            {"mask": "heads[causal; causal; causal; causal]"},
+            "gives 4 groups of heads, which do not divide 6 query heads",
+        ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"mask": "windo:3"}, "did you mean 'window'?"),
         ({"query": torch.zeros(2, 4, 3, 5)}, "must be a multiple of the number of key heads"),

@@ -1,0 +1,226 @@
+"""The blockwise backend against the reference: outputs and gradients, and what a reference cannot show."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_masking.attention import masked_attention
+from hf_masking.masks import Mask, PerHead
+
+from ..masks.strategies import expressions
+
+LONGEST = 100
+
+
+@dataclass
+class Problem:
+    mask: Mask
+    queries: int
+    keys: int
+    key_heads: int
+    group: int
+    documents: list[list[int]] | None
+    dtype: torch.dtype
+    softcap: float | None
+    sinks: bool
+
+    def inputs(self) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.queries * 101 + self.keys)
+        heads = self.key_heads * self.group
+        shapes = [(heads, self.queries, 5), (self.key_heads, self.keys, 5), (self.key_heads, self.keys, 3)]
+        rows = 2 if self.documents else 1
+        tensors = [torch.randn(rows, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        if self.sinks:
+            tensors.append(torch.randn(heads, generator=generator, dtype=torch.float64))
+        return [tensor.to(self.dtype) for tensor in tensors]
+
+    def outputs(self, inputs: list[torch.Tensor], backend: str) -> list[torch.Tensor]:
+        """The output and the gradients of a fixed weighted sum of it."""
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        documents = None if self.documents is None else torch.tensor(self.documents)
+        output = masked_attention(
+            *inputs[:3],
+            self.mask,
+            documents=documents,
+            backend=backend,
+            softcap=self.softcap,
+            sink_logits=inputs[3] if self.sinks else None,
+        )
+        weight = torch.linspace(-1, 1, output.numel()).view(output.shape).to(self.dtype).to(output.dtype)
+        (output * weight).sum().backward()
+        return [output.detach(), *(x.grad for x in inputs)]
+
+
+@st.composite
+def problems(draw) -> Problem:
+    keys = draw(st.integers(1, LONGEST))
+    key_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (1, 6), (2, 3), (3, 2)]))
+    counts = [count for count in (1, 2, 3) if key_heads * group % count == 0]
+    masks = draw(st.lists(expressions, min_size=(count := draw(st.sampled_from(counts))), max_size=count))
+    # Documents as lengths of runs, so that most have several tokens: -1 is padding, and an id may come back later.
+    run = st.tuples(st.integers(-1, 2), st.integers(1, 40))
+    row = st.lists(run, min_size=1, max_size=8).map(lambda runs: [i for i, n in runs for _ in range(n)])
+    rows = draw(st.none() | st.tuples(row, row))
+    return Problem(
+        mask=masks[0] if count == 1 else PerHead(tuple(masks)),
+        queries=draw(st.integers(1, keys)),
+        keys=keys,
+        key_heads=key_heads,
+        group=group,
+        documents=None if rows is None else [(r * keys)[:keys] for r in rows],
+        dtype=draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])),
+        softcap=draw(st.sampled_from([None, None, 2.0])),
+        sinks=draw(st.booleans()),
+    )
+
+
+@given(problems())
+@settings(max_examples=2000)
+def test_equals_the_reference(problem):
+    inputs = problem.inputs()
+    ours = problem.outputs(inputs, "blockwise")
+    if problem.dtype.itemsize == 2:
+        # Computed in float32 and rounded once: a unit in the last place, and what float32 itself errs by.
+        theirs = problem.outputs([x.float() for x in inputs], "reference")
+        tolerance = {"rtol": torch.finfo(problem.dtype).eps, "atol": 2e-5}
+    else:
+        theirs = problem.outputs(inputs, "reference")
+        tolerance = {"rtol": 0, "atol": 1e-10 if problem.dtype == torch.float64 else 2e-5}
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == problem.dtype
+        torch.testing.assert_close(one.to(other.dtype), other, **tolerance)
+
+
+LONG = [
+    "causal",
+    "window:70",
+    "window:64|sinks:4",
+    "strided:16",
+    "strided:16|window:48",
+    "log_sparse",
+    "causal-window:64",
+    "block_local:64,1|summary:64,8",
+    "dilated:24,3",
+    "causal-strided:5",
+    "strided:6&strided:4",
+    "summary:40,3-block_local:50",
+    "heads[window:64; strided:8]",
+    "offsets:0,100,101,500",
+]
+
+
+def long_inputs(length, dtype=torch.float64, heads=2, queries=None):
+    generator = torch.Generator().manual_seed(length)
+    lengths = (length if queries is None else queries, length, length)
+    tensors = [torch.randn(1, heads, n, 8, generator=generator, dtype=dtype) for n in lengths]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("spec", LONG)
+@pytest.mark.parametrize("queries", [700, 333])
+def test_equals_the_reference_over_several_blocks_of_every_size(spec, queries):
+    results = []
+    for backend in ("blockwise", "reference"):
+        inputs = long_inputs(700, queries=queries)
+        output = masked_attention(*inputs, spec, backend=backend)
+        output.square().sum().backward()
+        results.append([output.detach(), *(x.grad for x in inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor had that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        # Storage, since a view that repeats elements takes none.
+        sizes = [x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("spec", LONG)
+def test_nothing_is_as_large_as_all_pairs(spec):
+    length, size = 4096, 8
+    query, key, value = long_inputs(length, torch.float32)
+    with LargestTensor() as largest:
+        masked_attention(query, key, value, spec, backend="blockwise").sum().backward()
+    assert largest.elements <= 64 * length * size < length * length
+
+
+def test_the_dense_backend_is_caught_by_that():
+    query, key, value = long_inputs(4096, torch.float32)
+    with LargestTensor() as largest:
+        masked_attention(query, key, value, "window:8", backend="reference")
+    assert largest.elements > 64 * 4096 * 8
+
+
+def test_gradcheck_under_dropout_with_the_same_random_numbers():
+    def attend(*inputs):
+        torch.manual_seed(5)
+        return masked_attention(*inputs, "window:9|offsets:20,25", dropout=0.4, backend="blockwise")
+
+    inputs = [x.detach()[:, :, :30, :3].requires_grad_() for x in long_inputs(64)]
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_dropout_drops_the_stated_share_and_keeps_the_mean():
+    # All weights of a row are equal, and every value is a unit vector of its own: the output shows each weight.
+    length = 256
+    query = key = torch.zeros(1, 1, length, length)
+    value = torch.eye(length)[None, None]
+    torch.manual_seed(0)
+    total = torch.zeros(length, length)
+    for _ in range(40):
+        total += masked_attention(query, key, value, "window:64|offsets:100", dropout=0.25, backend="blockwise")[0, 0]
+    weights = masked_attention(query, key, value, "window:64|offsets:100", backend="blockwise")[0, 0]
+    mean = (total / 40 / weights)[weights > 0]
+    # Each is a mean of 40 draws of 0 or 4/3: expectation 1, standard deviation sqrt(1/3 / 40).
+    assert abs(mean.mean() - 1) < 5 * (1 / 3 / 40 / mean.numel()) ** 0.5
+    assert abs(mean.std() - (1 / 3 / 40) ** 0.5) < 0.01
+
+
+def test_dropout_is_new_each_time_and_follows_the_seed():
+    inputs = long_inputs(200, torch.float32)
+
+    def attend(seed=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return masked_attention(*inputs, "window:32", dropout=0.5, backend="blockwise")
+
+    assert torch.equal(attend(1), attend(1))
+    assert not torch.equal(attend(1), attend())
+
+
+def test_the_same_call_gives_the_same_bits():
+    def run():
+        inputs = long_inputs(500, torch.float32)
+        output = masked_attention(*inputs, "strided:16|window:64", backend="blockwise")
+        output.sum().backward()
+        return [output.detach(), *(x.grad for x in inputs)]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    query, key, value = long_inputs(20)
+    output = masked_attention(query, key, value, "window:4", backend="blockwise")
+    with pytest.raises(ValueError, match="no second derivative"):
+        torch.autograd.grad(output.sum(), query, create_graph=True)
+
+
+def test_layouts_that_are_not_contiguous():
+    """Transformers hands over [batch, length, heads, size] with two axes swapped."""
+    query, key, value = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in long_inputs(300))
+    ours = masked_attention(query, key, value, "strided:8|window:40", backend="blockwise")
+    torch.testing.assert_close(ours, masked_attention(query, key, value, "strided:8|window:40", backend="reference"))

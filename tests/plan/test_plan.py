@@ -1,0 +1,129 @@
+"""Plans touch what the mask allows and little more, and what they are made of is what they say."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_masking.masks import Mask, Tile
+from hf_masking.masks.picture import count_pairs
+from hf_masking.plan import Blocks, Diagonals, Documents, Lengths, Segment, is_causal, plan_of
+from hf_masking.plan.tiles import tiles_of_batch
+
+from ..masks.strategies import expressions
+
+# The masks that the benchmark names, and compositions of three parts.
+NAMED = [
+    "window:256",
+    "strided:64",
+    "log_sparse",
+    "window:256|sinks:4",
+    "strided:64|window:64",
+    "window:512",
+    "causal",
+    "dilated:128,4",
+    "causal-window:64",
+    "summary:128,8",
+    "block_local:128,1|summary:128,8",
+    "strided:64|window:64|sinks:4",
+    "log_sparse|window:64|sinks:4",
+]
+
+
+def over(length: int) -> Lengths:
+    return Lengths(0, length, 0, length)
+
+
+@pytest.mark.parametrize("spec", NAMED)
+@pytest.mark.parametrize("length", [1024, 8192])
+def test_a_plan_touches_little_more_than_the_mask_allows(spec, length):
+    plan = plan_of(Mask.parse(spec), over(length))
+    allowed, block = count_pairs(Mask.parse(spec), length), 64
+    assert allowed <= plan.touched <= 1.25 * allowed + 2 * block * length
+
+
+@pytest.mark.parametrize("spec", NAMED)
+def test_the_time_of_a_plan_follows_the_allowed_pairs(spec):
+    """Eight times the length may cost 64 times as much only where the mask allows 64 times as many pairs."""
+    mask = Mask.parse(spec)
+    growth = count_pairs(mask, 16384) / count_pairs(mask, 2048)
+    assert plan_of(mask, over(16384)).touched / plan_of(mask, over(2048)).touched < 1.3 * max(growth, 8)
+
+
+def test_each_pattern_has_the_part_that_fits_it():
+    kinds = {
+        spec: [(type(part), getattr(part, "classes", None)) for part in plan_of(Mask.parse(spec), over(4096)).parts]
+        for spec in ("window:256", "strided:64", "offsets:0,100,900", "window:256|sinks:4")
+    }
+    assert kinds == {
+        "window:256": [(Blocks, 1)],
+        "strided:64": [(Blocks, 64)],
+        "offsets:0,100,900": [(Diagonals, None)],
+        "window:256|sinks:4": [(Blocks, 1), (Blocks, 1)],
+    }
+
+
+def test_a_plan_is_made_once_for_the_same_lengths():
+    mask = Mask.parse("window:16")
+    assert plan_of(mask, over(100)) is plan_of(Mask.parse("window:16"), over(100))
+    assert plan_of(mask, over(100)) is not plan_of(mask, over(101))
+
+
+@pytest.mark.parametrize(
+    ("spec", "lengths", "expected"),
+    [
+        ("causal", over(50), True),
+        ("window:50", over(50), True),
+        ("window:49", over(50), False),
+        ("strided:1", over(50), True),
+        ("sinks:4|causal", over(50), True),
+        ("window:20|causal-window:20", over(50), False),  # two pieces: cautious
+        ("causal", Lengths(10, 40, 0, 50), False),  # PyTorch's is_causal starts at the first key
+        ("causal", Lengths(7, 40, 7, 40), True),
+        ("block_causal:4", over(50), False),
+    ],
+)
+def test_what_counts_as_causal(spec, lengths, expected):
+    assert is_causal(Mask.parse(spec), lengths) is expected
+
+
+def test_segments_are_the_documents_with_queries():
+    ids = torch.tensor([[-1, -1, 0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0, -1]])
+    segments = Documents.from_ids(ids, torch.arange(3, 8)).segments
+    assert segments[:2] == (
+        Segment(0, Lengths(1, 2, 0, 3), slice(0, 2), slice(2, 5)),
+        Segment(0, Lengths(0, 3, 0, 3), slice(2, 5), slice(5, 8)),
+    )
+    (scattered,) = segments[2:]
+    assert scattered.lengths == Lengths(2, 4, 0, 6) and scattered.queries == slice(0, 4)
+    assert scattered.keys.tolist() == [0, 1, 3, 4, 5, 6]
+
+
+def test_positions_with_gaps_are_refused():
+    positions = torch.tensor([[0, 1, 3]], dtype=torch.int32)
+    documents = Documents(positions, torch.zeros_like(positions), positions, torch.zeros_like(positions))
+    with pytest.raises(ValueError, match="must be consecutive"):
+        _ = documents.segments
+
+
+@given(
+    expressions,
+    st.lists(st.lists(st.integers(-1, 2), min_size=30, max_size=30).map(sorted), min_size=2, max_size=2),
+    st.integers(1, 30),
+)
+@settings(max_examples=500)
+def test_tiles_of_a_batch_are_sound(mask, ids, queries):
+    documents = Documents.from_ids(torch.tensor(ids), torch.arange(30 - queries, 30))
+    tiles, block = tiles_of_batch(mask, documents, 4), 4
+    allowed = documents.allows(mask)
+    for row, query_block, key_block in torch.cartesian_prod(*(torch.arange(n) for n in tiles.shape)).tolist():
+        tile = allowed[row, query_block * block :, key_block * block :][:block, :block]
+        said = tiles[row, query_block, key_block]
+        assert said != Tile.NONE or not tile.any()
+        assert said != Tile.ALL or tile.all()
+
+
+def test_tiles_know_what_is_whole():
+    tiles = tiles_of_batch(Mask.parse("window:16"), Documents.single(32, 32), 8)
+    expected = [[1, 0, 0, 0], [2, 1, 0, 0], [1, 2, 1, 0], [0, 1, 2, 1]]
+    assert tiles[0].tolist() == expected
