@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .progression import Progression
+from .progression import FOREVER, Progression
 from .strip import Strip
 
 # A mask of more pieces than this is no longer regular, and is computed as one piece behind a guard.
@@ -66,7 +66,7 @@ class Guard:
 class Intervals:
     """For each of Q queries the keys of a lattice with ``first <= j < stop`` that pass the guards.
 
-    first, stop: ``[Q]`` int64 key positions, not clipped to the keys that exist; ``first >= stop`` is empty.
+    first, stop: ``[Q]`` integer key positions, not clipped to the keys that exist; ``first >= stop`` is empty.
     """
 
     first: Tensor
@@ -80,8 +80,9 @@ class Intervals:
     def guarded(self, mask: Predicate, wanted: bool) -> Intervals:
         return replace(self, guards=(*self.guards, Guard(mask, wanted)))
 
-    def clipped(self, first: int | Tensor, stop: int | Tensor) -> Intervals:
-        return replace(self, first=self.first.clamp(min=first), stop=self.stop.clamp(max=stop))
+    def clipped(self, first: int, stop: int) -> Intervals:
+        """Without the keys outside of ``[first, stop)``."""
+        return replace(self, first=self.first.clamp(first, stop), stop=self.stop.clamp(first, stop))
 
     def overlaps(self, other: Intervals) -> bool:
         return bool((torch.maximum(self.first, other.first) < torch.minimum(self.stop, other.stop)).any())
@@ -109,8 +110,9 @@ class Intervals:
 def of_strip(strip: Strip, q: Tensor) -> Intervals:
     """A strip's pairs for the query positions ``q``."""
     distances, keys = strip.distances, strip.keys
-    first = (q - distances.hi + 1).clamp(min=keys.lo)
-    stop = (q - distances.lo + 1).clamp(max=keys.hi)
+    first, stop = q - (distances.hi - 1), q + (1 - distances.lo)
+    first = first.clamp(min=keys.lo) if keys.lo else first
+    stop = stop.clamp(max=keys.hi) if keys.hi < FOREVER else stop
     key_class = Progression(period=keys.period, start=keys.start, stop=keys.stop)
     if (distances.start, distances.stop) == (0, 1) and key_class == EVERY_KEY:
         return Intervals(first, stop, Lattice(stride=distances.period))
@@ -121,7 +123,7 @@ def of_strip(strip: Strip, q: Tensor) -> Intervals:
 
 def irregular(mask: Predicate, q: Tensor, lookahead: int) -> list[Intervals]:
     """Any mask: one interval of all that may be, behind a guard."""
-    return [Intervals(torch.zeros_like(q), q + (1 + lookahead)).guarded(mask, True)]
+    return [Intervals(torch.zeros_like(q), q.long() + (1 + lookahead)).guarded(mask, True)]
 
 
 def subtract(pieces: Iterable[Intervals], removed: Sequence[Intervals], mask: Predicate) -> list[Intervals]:

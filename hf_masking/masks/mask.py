@@ -36,11 +36,13 @@ class Mask:
         return None
 
     def intervals(self, q: Tensor) -> list[Intervals]:
-        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` int64); plans are made so."""
+        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` integers); plans are made so."""
         strips = self.strips()
         if strips is None:
             return intervals.irregular(self, q, self.lookahead)
-        return [intervals.of_strip(strip, q) for strip in strips]
+        # Distances that lie behind every query are left out: of a logarithm's thirty, half.
+        furthest = int(q.max()) if len(q) else 0
+        return [intervals.of_strip(strip, q) for strip in strips if strip.distances.lo <= furthest]
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         """Whether each query position may attend to each key position (broadcast), as booleans."""

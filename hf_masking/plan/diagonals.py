@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..masks import FOREVER
 from ..masks.intervals import EVERY_KEY, Intervals
 from .blocks import RUN_COST
 from .layout import Lengths
@@ -49,28 +50,25 @@ class Diagonals:
 
 
 def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
-    """The diagonals that a piece is, or None if it is none or too many."""
+    """The diagonals that a clipped, non-empty piece is, or None if it is none or too many."""
     if piece.guards or piece.lattice.keys != EVERY_KEY:
         return None
-    piece = piece.clipped(lengths.first_key, lengths.first_key + lengths.keys)
     real = piece.first < piece.stop
-    if not bool(real.any()):
-        return None
-    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries)
+    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, dtype=torch.int32)
     stride = piece.lattice.stride
     # The distances that are multiples of the stride; the least one rounded up, the greatest one rounded down.
-    least = -(int((piece.stop - 1 - q)[real].max()) // stride) * stride
-    greatest = int((q - piece.first)[real].max()) // stride * stride
+    least = -(int(torch.where(real, piece.stop - 1 - q, -FOREVER).max()) // stride) * stride
+    greatest = int(torch.where(real, q - piece.first, -FOREVER).max()) // stride * stride
     distances = range(least, greatest + 1, stride)
     if len(distances) > MOST_DISTANCES:
         return None
     diagonals = []
     for distance in distances:
-        rows = ((piece.first <= q - distance) & (q - distance < piece.stop)).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        if int(rows[-1] - rows[0]) != len(rows) - 1:
+        # Where there is but one distance, every row that sees something is on it.
+        on_it = real if len(distances) == stride == 1 else (piece.first <= q - distance) & (q - distance < piece.stop)
+        row, rows = int(on_it.int().argmax()), int(on_it.sum())
+        if not bool(on_it[row : row + rows].all()):
             return None
-        shift = lengths.first_query - lengths.first_key - distance
-        diagonals.append(Diagonal(int(rows[0]), len(rows), shift))
+        if rows:
+            diagonals.append(Diagonal(row, rows, lengths.first_query - lengths.first_key - distance))
     return Diagonals(tuple(diagonals))

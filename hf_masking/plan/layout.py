@@ -73,13 +73,12 @@ def _from_classes(classes: Tensor, padding: tuple[int, int]) -> Tensor:
 
 
 def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]:
-    """The layout of a piece, and the interval of each row in it: first and stop, int32 ``[C, q]``."""
+    """The layout of a clipped piece, and the interval of each row in it: first and stop, int32 ``[C, q]``."""
     stride, keys = piece.lattice.stride, piece.lattice.keys
-    end = lengths.first_key + lengths.keys
-    first, stop = piece.first.clamp(lengths.first_key, end), piece.stop.clamp(lengths.first_key, end)
+    first, stop = piece.first, piece.stop
     if keys != EVERY_KEY:
         start = torch.tensor(lengths.first_key)
-        positions = torch.arange(lengths.first_key, end)
+        positions = torch.arange(lengths.first_key, lengths.first_key + lengths.keys)
         layout = Layout(columns=keys.contains(positions).nonzero()[:, 0])
         first, stop = keys.count(start, first)[None], keys.count(start, stop)[None]
         return layout, first.int(), stop.int()

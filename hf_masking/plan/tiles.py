@@ -30,7 +30,7 @@ def _tiles_of_piece(piece: Intervals, segment: Segment, n_queries: int, n_keys: 
     queries, keys = (_columns(columns, n) for columns, n in ((segment.queries, n_queries), (segment.keys, n_keys)))
     seen = piece.first < piece.stop
     first, last = (x[seen] - segment.lengths.first_key for x in (piece.first, piece.stop - 1))
-    query_block, first, last = queries[seen] // block, keys[first], keys[last]
+    query_block, first, last = queries[seen] // block, keys[first.long()], keys[last.long()]
     n_blocks = -(-n_queries // block)
 
     def over_rows(values: Tensor, reduce: str, empty: int) -> Tensor:
