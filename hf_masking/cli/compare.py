@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..evaluation import Text, encode
+from ..evaluation import Text, encode, in_own_process
 from ..files import check_file
 from ..masks import Mask
 from ..training import TrainingSettings
-from ..training.comparison import Experiment, Row, in_own_process
+from ..training.comparison import Experiment, Row
 from ..training.comparison import compare as compare_masks
 from ..training.small_model import SETTINGS as SMALL_MODEL_SETTINGS
 from ..training.small_model import small_model

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from .bench import bench
 from .compare import compare
 from .console import errors, quiet
 from .eval import evaluate
@@ -16,7 +17,7 @@ from .show import show
 
 app = typer.Typer(
     name="hf-masking",
-    help="Sparse attention masks for Hugging Face decoders: look at them, evaluate, fine-tune, compare.",
+    help="Sparse attention masks for Hugging Face decoders: look at them, evaluate, fine-tune, compare, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,6 +38,10 @@ EXAMPLES = {
         "hf-masking compare",
         "hf-masking compare gpt2 --mask causal --mask 'window:64|sinks:4' --data book.txt --context 1024",
     ],
+    "bench": [
+        "hf-masking bench --mask window:128 --mask strided:32 --length 1024 --length 4096",
+        "hf-masking bench --preset readme --output docs/bench.json",
+    ],
 }
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -44,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "finetune": finetune,
     "compare": compare,
+    "bench": bench,
 }
 
 for name, function in COMMANDS.items():

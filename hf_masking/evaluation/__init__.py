@@ -2,6 +2,17 @@
 
 from .memory import peak_memory
 from .perplexity import Perplexity, perplexity, refuse_lookahead
+from .process import in_own_process
 from .text import STDLIB, Text, encode, load_text
 
-__all__ = ["STDLIB", "Perplexity", "Text", "encode", "load_text", "peak_memory", "perplexity", "refuse_lookahead"]
+__all__ = [
+    "STDLIB",
+    "Perplexity",
+    "Text",
+    "encode",
+    "in_own_process",
+    "load_text",
+    "peak_memory",
+    "perplexity",
+    "refuse_lookahead",
+]

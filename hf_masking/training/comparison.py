@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
-from ..evaluation import Perplexity, peak_memory, perplexity
+from ..evaluation import Perplexity, in_own_process, peak_memory, perplexity
 from ..masks import Causal, Mask
 from ..masks.picture import count_pairs
 from ..modeling import patch_model
 from .finetune import finetune
 from .settings import TrainingSettings
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,12 +69,6 @@ def compare(
             yield Row(mask, error="its process was killed (most often: out of memory)")
         except Exception as error:  # whatever it is, its row says so and the others go on
             yield Row(mask, error=next(iter(str(error).splitlines()), type(error).__name__))
-
-
-def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs a function of a module in a new process and returns its result, or raises its exception."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=disable_progress_bar) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[str, Any]], None] | None = None) -> Row:

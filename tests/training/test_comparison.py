@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_masking.evaluation import Text
+from hf_masking.evaluation import Text, in_own_process
 from hf_masking.training import TrainingSettings, small_model
-from hf_masking.training.comparison import Experiment, compare, in_own_process
+from hf_masking.training.comparison import Experiment, compare
 
 from ..cli.conftest import TEXT
 from ..modeling.families import build, tokens

@@ -1,0 +1,107 @@
+"""Measurements of attention as a table, as Markdown and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, Row
+from ..files import written_aside
+from .console import errors
+
+Rows = Sequence[Row]
+
+
+def _rival(rows: Rows, row: Row, backend: str) -> Row | None:
+    return next((other for other in rows if other.length == row.length and other.backend == backend), None)
+
+
+def _times(rows: Rows, row: Row, backend: str) -> str:
+    """How many times faster than a rival, forward and forward+backward."""
+    rival = _rival(rows, row, backend)
+    if rival is None or row is rival:
+        return ""
+    ratios = [
+        f"{theirs / ours:.1f}x" if ours and theirs else "-"
+        for ours, theirs in ((row.forward, rival.forward), (row.both, rival.both))
+    ]
+    return " / ".join(ratios)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value * 1e3:,.1f}" if value < 1 else f"{value * 1e3:,.0f}"
+
+
+def _shares(row: Row) -> str:
+    shares = (row.forward_share, row.both_share)
+    return " / ".join("-" if share is None else f"{share:.0%}" for share in shares)
+
+
+COLUMNS: dict[str, Callable[[Rows, Row], str]] = {
+    "forward\nms": lambda rows, row: _seconds(row.forward),
+    "fwd+bwd\nms": lambda rows, row: _seconds(row.both),
+    f"faster than\n{IS_CAUSAL}": lambda rows, row: _times(rows, row, IS_CAUSAL),
+    "faster than\ndense mask": lambda rows, row: _times(rows, row, DENSE_MASK),
+    "touched /\nallowed": lambda rows, row: f"{row.touched_pairs / max(1, row.allowed_pairs):.2f}",
+    "of the matrix\nrate": lambda rows, row: _shares(row),
+    "extra\nMiB": lambda rows, row: "" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:,.0f}",
+    "plan\nms": lambda rows, row: _seconds(row.plan_seconds),
+}
+
+
+def table(rows: Rows, title: str) -> Table:
+    result = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for heading in ("length", "mask", "runs"):
+        result.add_column(heading, overflow="fold")
+    for heading in COLUMNS:
+        result.add_column(heading, justify="right")
+    for row in rows:
+        result.add_row(f"{row.length:,}", row.mask, row.backend, *_cells(rows, row))
+    return result
+
+
+def _cells(rows: Rows, row: Row) -> list[str]:
+    if row.error:
+        return [f"failed: {row.error}", *[""] * (len(COLUMNS) - 1)]
+    return [cell(rows, row) for cell in COLUMNS.values()]
+
+
+def write_markdown(path: Path, rows: Rows, title: str) -> None:
+    headings = ["length", "mask", "runs", *(heading.replace("\n", " ") for heading in COLUMNS)]
+    lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", "|---:|---|---|" + "---:|" * len(COLUMNS)]
+    for row in rows:
+        # In a table a bar ends the cell, inside code too.
+        cells = [f"{row.length:,}", f"`{row.mask}`", row.backend, *_cells(rows, row)]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    with written_aside(path) as aside:
+        aside.write_text("\n".join(lines) + "\n")
+    errors.print(f"wrote {path}")
+
+
+def write_picture(path: Path, rows: Rows, title: str) -> None:
+    """Time of forward and backward against length, log-log; says so if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking\\[plot]'")
+        return
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, dict[int, float]] = {}
+    for row in rows:
+        rival = row.backend in (IS_CAUSAL, DENSE_MASK)
+        if row.both is not None and (rival or row.backend == "auto"):
+            lines.setdefault(row.backend if rival else row.mask, {})[row.length] = row.both
+    for name, points in lines.items():
+        style = "--" if name in (IS_CAUSAL, DENSE_MASK) else "-o"
+        axes.plot(list(points), list(points.values()), style, markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds, forward and backward", title=title)
+    axes.set_xscale("log", base=2)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.grid(alpha=0.3, which="both")
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png")
+    errors.print(f"wrote {path}")

@@ -1,0 +1,248 @@
+"""Attention alone: the time and the memory of a mask against what a user would run instead, in one run.
+
+The repeats of all contenders take turns, so that a machine that is slow for a while is slow for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..attention import automatic, masked_attention
+from ..masks import Causal, Mask
+from ..masks.picture import count_pairs
+from ..plan import Documents, Lengths, plan_of
+from .memory import peak_memory
+from .process import in_own_process
+
+IS_CAUSAL, DENSE_MASK = "sdpa is_causal", "sdpa dense mask"
+_FEWEST_SECONDS = 0.02  # short calls are repeated until they take that long together
+_MATRIX = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What attention is computed on: ``[batch, heads, length, head_size]``."""
+
+    length: int
+    heads: int = 8
+    key_heads: int = 8
+    head_size: int = 64
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def inputs(self, requires_grad: bool) -> list[Tensor]:
+        generator = torch.Generator(self.device).manual_seed(0)
+        counts = self.heads, self.key_heads, self.key_heads
+        sizes = [(self.batch, count, self.length, self.head_size) for count in counts]
+        options = {"generator": generator, "dtype": getattr(torch, self.dtype), "device": self.device}
+        return [torch.randn(size, requires_grad=requires_grad, **options) for size in sizes]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A mask under one of our backends, or (with ``name``) what one would run without us."""
+
+    mask: str
+    backend: str
+
+    @property
+    def is_rival(self) -> bool:
+        return self.backend in (IS_CAUSAL, DENSE_MASK)
+
+
+@dataclass
+class Row:
+    """What was measured of a contender at a length; seconds are one entry a round."""
+
+    length: int
+    mask: str
+    backend: str
+    allowed_pairs: int
+    touched_pairs: int
+    forward_seconds: list[float] = field(default_factory=list)
+    both_seconds: list[float] = field(default_factory=list)
+    forward_share: float | None = None
+    both_share: float | None = None
+    plan_seconds: float | None = None
+    plan_bytes: int | None = None
+    extra_bytes: int | None = None
+    inputs_bytes: int | None = None
+    error: str | None = None
+
+    @property
+    def forward(self) -> float | None:
+        return statistics.median(self.forward_seconds) if self.forward_seconds else None
+
+    @property
+    def both(self) -> float | None:
+        return statistics.median(self.both_seconds) if self.both_seconds else None
+
+
+def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[Row]:
+    """A row for each contender: times, pairs, and the share of the matrix-multiply rate that allowed pairs reach.
+
+    A contender that fails has an ``error`` and leaves the others alone.
+    """
+    inputs = shape.inputs(requires_grad=True)
+    grad_out = torch.ones(shape.batch, shape.heads, shape.length, shape.head_size).to(inputs[0])
+    runs = [_runnable(contender, shape) for contender in contenders]
+    rows = [_row(contender, shape) for contender in contenders]
+    rates = []
+    for turn in range(rounds + 1):  # the first one warms up
+        rates.append(_matrix_rate(shape))
+        for contender, run, row in zip(contenders, runs, rows, strict=True):
+            if row.error is None:
+                try:
+                    _time(contender, run, row, inputs, grad_out, count=turn > 0)
+                except (RuntimeError, ValueError) as error:
+                    row.error = next(iter(str(error).splitlines()), type(error).__name__)
+    rate = statistics.median(rates[1:])
+    for row in rows:
+        work = 4 * row.allowed_pairs * shape.head_size * shape.heads * shape.batch
+        row.forward_share = work / row.forward / rate if row.forward else None
+        # The backward takes five matrix products where the forward takes two.
+        row.both_share = 3.5 * work / row.both / rate if row.both else None
+    return rows
+
+
+def measure_memory(shape: Shape, contender: Contender, row: Row) -> None:
+    """Fills in the peak of a process of its own, above inputs, outputs and gradients, and that of making the plan."""
+    try:
+        row.plan_bytes, row.extra_bytes, row.inputs_bytes = in_own_process(_peaks, shape, contender)
+    except Exception as error:  # whatever killed the process, the times stand
+        row.error = f"memory: {next(iter(str(error).splitlines()), type(error).__name__)}"
+
+
+def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: bool, flex: bool) -> Iterator[Contender]:
+    """What takes part at a length: the rivals, and each mask as `auto` runs it and blockwise."""
+    if causal:
+        yield Contender("causal", IS_CAUSAL)
+    if dense:
+        yield Contender(masks[0], DENSE_MASK)
+    for mask in masks:
+        yield Contender(mask, "auto")
+        if _auto_runs(mask, shape) != "blockwise" and Mask.parse(mask) != Causal():
+            yield Contender(mask, "blockwise")
+        if flex:
+            yield Contender(mask, "flex")
+
+
+def _auto_runs(mask: str, shape: Shape) -> str:
+    inputs = [torch.empty(1, heads, 1, shape.head_size, device=shape.device) for heads in (1, 1, 1)]
+    documents = Documents.single(shape.length, shape.length)
+    return automatic.choose(Mask.parse(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None)
+
+
+def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    grouped = shape.heads != shape.key_heads
+    if contender.backend == IS_CAUSAL:
+        return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if contender.backend == DENSE_MASK:
+        dense = Mask.parse(contender.mask).dense(shape.length, device=shape.device)
+        return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=dense, enable_gqa=grouped)
+    return lambda q, k, v: masked_attention(q, k, v, contender.mask, backend=contender.backend)
+
+
+def _row(contender: Contender, shape: Shape) -> Row:
+    n, mask = shape.length, Mask.parse(contender.mask)
+    plan_of.cache_clear()
+    started = time.perf_counter()
+    plans = [plan_of(member, Lengths(0, n, 0, n)) for member in mask.heads]
+    seconds = time.perf_counter() - started
+    allowed = sum(count_pairs(member, n) for member in mask.heads) // len(mask.heads)
+    if contender.is_rival:
+        return Row(n, contender.mask, contender.backend, allowed, n * n)
+    touched = sum(plan.touched for plan in plans) // len(plans)
+    return Row(n, contender.mask, contender.backend, allowed, touched, plan_seconds=seconds)
+
+
+def _time(
+    contender: Contender,
+    run: Callable[..., Tensor],
+    row: Row,
+    inputs: list[Tensor],
+    grad_out: Tensor,
+    *,
+    count: bool,
+) -> None:
+    def forward() -> None:
+        with torch.no_grad():
+            run(*inputs)
+
+    def both() -> None:
+        for tensor in inputs:
+            tensor.grad = None
+        run(*inputs).backward(grad_out)
+
+    seconds = _seconds(forward, inputs[0].device)
+    if count:
+        row.forward_seconds.append(seconds)
+    if contender.backend == "flex" and inputs[0].device.type == "cpu":
+        return  # no backward there
+    seconds = _seconds(both, inputs[0].device)
+    if count:
+        row.both_seconds.append(seconds)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call, by as many as it takes to measure it."""
+    calls, elapsed = 0, 0.0
+    while elapsed < _FEWEST_SECONDS:
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elapsed += time.perf_counter() - started
+        calls += 1
+    return elapsed / calls
+
+
+def _matrix_rate(shape: Shape) -> float:
+    """Floating-point operations a second of a large matrix product in the same precision."""
+    matrix = torch.randn(_MATRIX, _MATRIX, dtype=getattr(torch, shape.dtype), device=shape.device)
+    return 2 * _MATRIX**3 / _seconds(lambda: torch.mm(matrix, matrix), matrix.device)
+
+
+def _peaks(shape: Shape, contender: Contender) -> tuple[int, int, int]:
+    """Bytes of making the plan, of a forward and backward above inputs, output and gradients, and of those."""
+    if shape.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    # A small call first: what libraries load and allocate once is not the mask's.
+    _forward_and_backward(replace(shape, length=256), contender)
+    before = peak_memory(shape.device)
+    if not contender.is_rival:
+        for member in Mask.parse(contender.mask).heads:
+            plan_of(member, Lengths(0, shape.length, 0, shape.length))
+    planned = peak_memory(shape.device)
+    held = _forward_and_backward(shape, contender)
+    return planned - before, peak_memory(shape.device) - planned - held, held
+
+
+def _forward_and_backward(shape: Shape, contender: Contender) -> int:
+    """Runs once; returns the bytes of inputs, output, the output's gradient and the inputs' gradients."""
+    inputs = shape.inputs(requires_grad=True)
+    output = _runnable(contender, shape)(*inputs)
+    grad_out = torch.ones_like(output)
+    output.backward(grad_out)
+    return 2 * sum(tensor.nbytes for tensor in (*inputs, output))
+
+
+def pays_from(rows: Sequence[Row], mask: str) -> int | None:
+    """The least measured length from which on training under the mask is faster than dense causal attention."""
+    rival = {row.length: row.both for row in rows if row.backend == IS_CAUSAL and row.both}
+    ours = {row.length: row.both for row in rows if row.mask == mask and row.backend == "blockwise" and row.both}
+    for row in rows:
+        if row.mask == mask and row.backend == "auto" and row.both:
+            ours.setdefault(row.length, row.both)
+    shared = sorted(length for length in ours if length in rival)
+    slower = [length for length in shared if (ours[length] or math.inf) >= (rival[length] or 0.0)]
+    return next((length for length in shared if length > max(slower, default=0)), None)
