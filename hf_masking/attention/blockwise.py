@@ -118,7 +118,7 @@ class _Blockwise(torch.autograd.Function):
             )
         query, key, value, sink_logits, out, lse = ctx.saved_tensors
         (grad_out,) = grad_outputs
-        delta = (grad_out * out).sum(-1, keepdim=True)
+        delta = torch.linalg.vecdot(grad_out, out)[..., None]
         # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
