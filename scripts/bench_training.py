@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config, GPT2LMHeadModel
 
 from hf_masking import patch_model
-from hf_masking.cli.console import console, describe_machine, write_json
+from hf_masking.cli.console import console, describe_machine, quiet, write_json
 from hf_masking.evaluation import in_own_process, peak_memory
 
 MASK = "window:256|sinks:4"
@@ -39,6 +39,7 @@ def no_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: 
 
 def step(length: int, variant: str, layers: int, width: int, vocabulary: int) -> Result:
     """One forward and backward with gradient checkpointing, after a short one that warms up."""
+    quiet()
     torch.manual_seed(0)
     implementation = "no_attention" if variant == "no attention" else "sdpa"
     AttentionInterface.register("no_attention", no_attention)
@@ -52,11 +53,15 @@ def step(length: int, variant: str, layers: int, width: int, vocabulary: int) ->
         attn_pdrop=0.0,
         use_cache=False,
         attn_implementation=implementation,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     model = GPT2LMHeadModel(config).train()
     if variant == "masked":
         patch_model(model, MASK)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Transformers 5.23 renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
     tokens = torch.randint(vocabulary, (1, length))
     for ids in (tokens[:, :256], tokens):
         started = time.perf_counter()

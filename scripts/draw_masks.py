@@ -26,8 +26,8 @@ SPECS = (
 
 def main() -> None:
     assert [re.match("[a-z_]+", spec).group() for spec in SPECS] == list(PATTERNS)  # type: ignore[union-attr]
-    for spec in (*SPECS, "window:6|sinks:3", "strided:6|window:6"):
-        name = re.sub(r"[^a-z]+", "_", re.sub("[0-9,:]+", "", spec))
+    for spec in (*SPECS, "window:6|sinks:3", "strided:6|window:6", "heads[window:6; strided:6]"):
+        name = re.sub(r"[^a-z]+", "_", re.sub("[0-9,:]+", "", spec)).strip("_")
         with written_aside(FOLDER / f"{name}.png") as aside:
             draw_png(Mask.parse(spec), LENGTH, aside)
 

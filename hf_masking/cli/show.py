@@ -10,6 +10,7 @@ import typer
 from ..files import check_file, written_aside
 from ..masks import Causal, Mask
 from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
+from ..plan import Lengths, plan_of
 from .console import console, errors
 
 WIDEST = 64  # positions that are drawn as text
@@ -20,27 +21,38 @@ def show(
     length: Annotated[int, typer.Option(help="number of positions")] = 32,
     png: Annotated[Path | None, typer.Option(help="draw the mask into this file")] = None,
 ) -> None:
-    """Draw a mask, and say how much it allows and how much a cache must keep."""
+    """Draw a mask, and say how much it allows, what a cache must keep and how it is computed."""
     if length < 1:
         raise ValueError(f"--length must be at least 1, got {length}")
     mask = Mask.parse(spec)
     if png is not None:
         _draw(mask, length, png)
-    if length <= WIDEST:
-        console.print(draw_text(mask, length), markup=False, highlight=False, soft_wrap=True)
-    else:
+    for member in mask.heads:
+        if len(mask.heads) > 1:
+            _print(f"heads with {member}")
+        if length <= WIDEST:
+            _print(draw_text(member, length))
+        _print(_figures(member, length))
+    if length > WIDEST:
         errors.print(f"(drawn as text up to {WIDEST} positions; --png FILE draws {length})")
+
+
+def _figures(mask: Mask, length: int) -> str:
     pairs, causal = count_pairs(mask, length), count_pairs(Causal(), length)
     lookahead = f"{mask.lookahead} tokens: no generation" if mask.lookahead else "0 (causal)"
-    console.print(
+    plan = plan_of(mask, Lengths(0, length, 0, length))
+    parts = "".join(f"\n           + {part}" for part in plan.parts)
+    return (
         f"mask       {mask}\n"
         f"density    {pairs / causal:.2%} of causal ({pairs:,} of {causal:,} pairs)\n"
         f"lookahead  {lookahead}\n"
-        f"cache      {keys_kept(mask, length):,} of {length:,} keys can still be read at length {length:,}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"cache      {keys_kept(mask, length):,} of {length:,} keys can still be read at length {length:,}\n"
+        f"plan       {plan.touched:,} pairs computed, {plan.touched / max(1, pairs):.2f} of those allowed{parts}"
     )
+
+
+def _print(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _draw(mask: Mask, length: int, path: Path) -> None:

@@ -27,16 +27,14 @@ def draw_png(mask: Mask, length: int, path: Path) -> None:
     except ImportError:
         raise ValueError("a picture needs matplotlib; pip install 'hf-masking[plot]'") from None
 
-    allowed = mask.dense(length)
-    figure = Figure(figsize=(4, 4.3), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    # Four shades: the future, the past that this mask leaves out, the future that it allows, the past that it allows.
-    shade = allowed.int() * 2 + Mask.parse("causal").dense(length).int()
-    axes.imshow(
-        shade.tolist(), cmap=colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"]), vmin=0, vmax=3
-    )
-    axes.set(title=str(mask), xlabel="key", ylabel="query", xticks=[0, length - 1], yticks=[0, length - 1])
-    axes.tick_params(length=0)
+    figure = Figure(figsize=(4 * len(mask.heads), 4.3), dpi=150, layout="constrained")
+    shades = colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"])
+    for axes, member in zip(figure.subplots(1, len(mask.heads), squeeze=False)[0], mask.heads, strict=True):
+        # Four shades: the future, the past that is left out, the future that is allowed, the past that is allowed.
+        shade = member.dense(length).int() * 2 + Mask.parse("causal").dense(length).int()
+        axes.imshow(shade.tolist(), cmap=shades, vmin=0, vmax=3)
+        axes.set(title=str(member), xlabel="key", ylabel="query", xticks=[0, length - 1], yticks=[0, length - 1])
+        axes.tick_params(length=0)
     figure.savefig(path, format="png")
 
 

@@ -67,6 +67,14 @@ class Blocks:
         pairs = sum(run.blocks * run.rows * run.width * _pair_cost(run.rows) for run in self.runs)
         return self.classes * pairs * (4 if self.guards else 1) + RUN_COST * len(self.runs)
 
+    def __str__(self) -> str:
+        blocks = sum(run.blocks for run in self.runs) * self.classes
+        rows, widths = max(run.rows for run in self.runs), [run.width for run in self.runs]
+        width = str(widths[0]) if min(widths) == max(widths) else f"{min(widths)} to {max(widths)}"
+        classes = f" in {self.classes} classes" if self.classes > 1 else ""
+        guards = ", behind a guard" if self.guards else ""
+        return f"{blocks:,} block{'s' * (blocks > 1)} of up to {rows:,} queries x {width} keys{classes}{guards}"
+
     def positions(self) -> tuple[Tensor, Tensor]:
         """The positions of the rows and of the keys in this layout, ``[C, q]`` and ``[C, k]``."""
         first_query, first_key = self.lengths.first_query, self.lengths.first_key

@@ -32,6 +32,9 @@ class Diagonals:
 
     diagonals: tuple[Diagonal, ...]
 
+    def __str__(self) -> str:
+        return f"{len(self.diagonals)} diagonals"
+
     @property
     def touched(self) -> int:
         """Pairs that are computed."""

@@ -29,6 +29,7 @@ def test_show(run, tmp_path):
     assert "density    90.00% of causal (9 of 10 pairs)" in out
     assert "lookahead  0 (causal)" in out
     assert "cache      2 of 4 keys can still be read at length 4" in out
+    assert "plan       " in out and "block" in out
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
@@ -39,6 +40,31 @@ def test_show_of_a_long_mask(run):
     assert "lookahead  3 tokens: no generation" in out
     assert "■" not in out
     assert "drawn as text up to 64" in err
+
+
+def test_show_of_a_mask_by_heads(run):
+    code, out, _ = run("show", "heads[causal; strided:2]", "--length", "3")
+    assert code == 0
+    assert out.splitlines()[:4] == ["heads with causal", "■ · ·", "■ ■ ·", "■ ■ ■"]
+    assert "heads with strided:2" in out and "3 diagonals" not in out
+
+
+def test_bench(run, tmp_path):
+    output = tmp_path / "bench.json"
+    code, out, _ = run(
+        "bench", "--mask", "window:16", "--length", "64", "--length", "1024", "--heads", "2", "--head-size", "8",
+        "--rounds", "2", "--output", output,
+    )  # fmt: skip
+    assert code == 0, out
+    assert "window:16: " in out and "against sdpa is_causal" in out
+    report = json.loads(output.read_text())
+    runs = [(row["length"], row["backend"]) for row in report["rows"]]
+    dense = ["sdpa is_causal", "sdpa dense mask", "auto"]
+    assert runs == [(64, name) for name in [*dense, "blockwise"]] + [(1024, name) for name in dense]
+    assert all(len(row["both_seconds"]) == 2 for row in report["rows"])
+    assert report["machine"]["torch"] == torch.__version__
+    assert "| `window:16` | auto |" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_eval(run, model_folder, text_file, tmp_path):
@@ -190,6 +216,13 @@ def wrong(message, *arguments, code=2):
         wrong("the held-out text has 9 tokens", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT",
               "--eval-data", "SHORT", "--context", "16"),
         wrong("unknown mask 'windw'", "compare", "MODEL", "--mask", "windw:3"),
+        wrong("unknown mask 'windw'", "bench", "--mask", "windw:3"),
+        wrong("--length must be at least 1, got 0", "bench", "--length", "0"),
+        wrong("--key-heads must divide --heads 8, got 3", "bench", "--key-heads", "3"),
+        wrong("--heads 8 is not a multiple of the 3 masks", "bench", "--mask", "heads[causal; causal; causal]"),
+        wrong("--dtype must be one of", "bench", "--dtype", "int8"),
+        wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
+        wrong("--preset must be one of readme, got 'fast'", "bench", "--preset", "fast"),
         wrong("causal: the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
     ],
 )  # fmt: skip

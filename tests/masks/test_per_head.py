@@ -1,0 +1,82 @@
+"""A mask for each group of heads: its spec, and how it composes."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_masking import patch_model
+from hf_masking.masks import Mask, MaskSyntaxError, PerHead
+from hf_masking.modeling import effective_mask
+
+from ..modeling.families import build
+from .strategies import expressions
+
+lists = st.lists(expressions, min_size=2, max_size=3).map(tuple)
+
+
+@given(lists)
+@settings(max_examples=500)
+def test_a_printed_mask_parses_to_the_same_value(masks):
+    mask = PerHead(masks)
+    assert Mask.parse(str(mask)) == mask
+
+
+@given(lists, expressions)
+@settings(max_examples=300)
+def test_operators_go_inside(masks, other):
+    mask = PerHead(masks)
+    assert (mask | other).heads == tuple(member | other for member in masks)
+    assert (other - mask).heads == tuple(other - member for member in masks)
+    assert (mask & mask).heads == tuple(member & member for member in masks)
+
+
+def test_its_own_answers_are_those_of_the_union():
+    mask, union = (
+        Mask.parse("heads[window:3; offsets:5|block_causal:4]"),
+        Mask.parse("window:3|offsets:5|block_causal:4"),
+    )
+    positions = torch.arange(20)
+    assert torch.equal(mask.dense(20), union.dense(20))
+    assert torch.equal(mask.last_reader(positions), union.last_reader(positions))
+    assert mask.lookahead == union.lookahead == 3
+    ranges = positions[:, None], positions[:, None] + 4, positions[None], positions[None] + 4
+    assert torch.equal(mask.tiles(*ranges), union.tiles(*ranges))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("heads[causal]", "expected at least two masks, got 1"),
+        ("heads[causal; heads[causal; sinks:1]]", "may not nest"),
+        ("heads[causal; sinks:1", "expected ';' or ']', got 'the end'"),
+        ("heads", "expected '[' as in 'heads[window:64; causal]'"),
+        ("heads[causal; sinks:1]|heads[sinks:1; sinks:2; sinks:3]", "of 2 and 3 masks cannot be combined"),
+        ("heds[causal; sinks:1]", "did you mean 'heads'?"),
+        ("heads[" * 100, "nest more than 64 deep"),
+    ],
+)
+def test_what_is_wrong_is_said(spec, message):
+    with pytest.raises(MaskSyntaxError, match=re.escape(message)):
+        Mask.parse(spec)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_model_with_it(family):
+    model = build(family)
+    patch_model(model, "heads[window:3; strided:4]|sinks:1")
+    tokens = torch.arange(2, 18)[None]
+    (allowed, *_) = effective_mask(model, input_ids=tokens)
+    expected = [Mask.parse(spec).dense(16) for spec in ("window:3|sinks:1", "strided:4|sinks:1")]
+    assert torch.equal(allowed, torch.stack(expected)[None])
+    out = model.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    logits = model(out[:, :-1]).logits[0, -4:]
+    assert torch.equal(logits.argmax(-1), out[0, -4:])
+
+
+def test_a_number_of_heads_that_does_not_fit_is_refused():
+    model = build("llama")
+    with pytest.raises(ValueError, match="gives 7 groups of heads, which do not divide"):
+        patch_model(model, f"heads[{'; '.join(['causal'] * 7)}]")
