@@ -57,7 +57,9 @@ def attend(
     precise = torch.float64 if query.dtype == torch.float64 else torch.float32
     inputs = (query.to(precise), key.to(precise), value.to(precise))
     sinks = None if sink_logits is None else sink_logits.to(precise)
-    output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring)
+    # Autocast would turn single products back into half precision.
+    with torch.autocast(query.device.type, enabled=False):
+        output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring)
     return output.to(query.dtype)
 
 
@@ -116,38 +118,52 @@ class _Blockwise(torch.autograd.Function):
                 "backend 'blockwise' has no second derivative; call backward without create_graph=True, "
                 "or use backend='reference'"
             )
-        query, key, value, sink_logits, out, lse = ctx.saved_tensors
-        (grad_out,) = grad_outputs
-        delta = torch.linalg.vecdot(grad_out, out)[..., None]
-        # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
-        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        generator, scratch = ctx.scoring.generator(query.device), Scratch(query)
-        for task in ctx.tasks:
-            columns, keys = task.segment.queries, task.segment.keys
-            x = Backward(
-                query=query[task.row, task.heads][:, columns],
-                key=key[task.row][:, keys],
-                value=value[task.row][:, keys],
-                out=out[task.row, task.heads][:, columns],
-                lse=lse[task.row, task.heads][:, columns],
-                first_head=task.heads.start,
-                group=query.shape[1] // key.shape[1],
-                scratch=scratch,
-                grad_out=grad_out[task.row, task.heads][:, columns],
-                delta=delta[task.row, task.heads][:, columns],
-                grad_query=grad_query[task.row, task.heads][:, columns],
-                grad_key=grad_key[task.row][:, keys],
-                grad_value=grad_value[task.row][:, keys],
-            )
-            for part in task.plan.parts:
-                _KERNELS[type(part)].backward(part, x, ctx.scoring, generator)
-            if not isinstance(columns, slice):
-                grad_query[task.row, task.heads, columns] = x.grad_query
-            if not isinstance(keys, slice):
-                grad_key[task.row, :, keys], grad_value[task.row, :, keys] = x.grad_key, x.grad_value
-        grad_sinks = None if sink_logits is None else -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
-        return grad_query, grad_key, grad_value, None if grad_sinks is None else grad_sinks.sum((0, 2, 3)), None, None
+        with torch.autocast(grad_outputs[0].device.type, enabled=False):
+            return (*_gradients(grad_outputs[0], *ctx.saved_tensors, ctx.tasks, ctx.scoring), None, None)
+
+
+def _gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink_logits: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tasks: list[_Task],
+    scoring: Scoring,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of query, key, value and sink logits."""
+    delta = torch.linalg.vecdot(grad_out, out)[..., None]
+    # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+    generator, scratch = scoring.generator(query.device), Scratch(query)
+    for task in tasks:
+        columns, keys = task.segment.queries, task.segment.keys
+        x = Backward(
+            query=query[task.row, task.heads][:, columns],
+            key=key[task.row][:, keys],
+            value=value[task.row][:, keys],
+            out=out[task.row, task.heads][:, columns],
+            lse=lse[task.row, task.heads][:, columns],
+            first_head=task.heads.start,
+            group=query.shape[1] // key.shape[1],
+            scratch=scratch,
+            grad_out=grad_out[task.row, task.heads][:, columns],
+            delta=delta[task.row, task.heads][:, columns],
+            grad_query=grad_query[task.row, task.heads][:, columns],
+            grad_key=grad_key[task.row][:, keys],
+            grad_value=grad_value[task.row][:, keys],
+        )
+        for part in task.plan.parts:
+            _KERNELS[type(part)].backward(part, x, scoring, generator)
+        if not isinstance(columns, slice):
+            grad_query[task.row, task.heads, columns] = x.grad_query
+        if not isinstance(keys, slice):
+            grad_key[task.row, :, keys], grad_value[task.row, :, keys] = x.grad_key, x.grad_value
+    grad_sinks = None if sink_logits is None else -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
+    return grad_query, grad_key, grad_value, None if grad_sinks is None else grad_sinks.sum((0, 2, 3))
 
 
 def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:

@@ -224,3 +224,17 @@ def test_layouts_that_are_not_contiguous():
     query, key, value = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in long_inputs(300))
     ours = masked_attention(query, key, value, "strided:8|window:40", backend="blockwise")
     torch.testing.assert_close(ours, masked_attention(query, key, value, "strided:8|window:40", backend="reference"))
+
+
+def test_under_autocast_nothing_is_rounded_but_inputs_and_output():
+    inputs = [x.detach().bfloat16().requires_grad_() for x in long_inputs(300)]
+    expected = masked_attention(*inputs, "window:40", backend="blockwise")
+    expected.float().sum().backward()
+    gradients = [x.grad for x in inputs]
+    for x in inputs:
+        x.grad = None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = masked_attention(*inputs, "window:40", backend="blockwise")
+        output.float().sum().backward()
+    assert torch.equal(output, expected)
+    assert all(torch.equal(x.grad, gradient) for x, gradient in zip(inputs, gradients, strict=True))
