@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..plan.blocks import WORKSPACE, Blocks, Run
-from .operands import Backward, Forward, Scoring, Scratch, merge, write
+from . import fused
+from .operands import Backward, Forward, Scoring, Scratch, merge, normalized, write
 
 # The scores up to which an operation may be batched along two axes.
 _COPIED = 2**18
@@ -33,23 +34,23 @@ def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generat
     if layout.query_padding != (0, 0):
         fresh = False
     key, value = layout.keys(x.key), layout.keys(x.value)
+    can_fuse = fused.can_do(query, value) and not scoring.dropout and scoring.softcap is None
     written = 0
     for run in part.runs:
         biases = _biases(part, run, query)
-        first = fresh and run.row >= written
+        wholes: dict[int, Tensor | None] = {}
+        put = write if fresh and run.row >= written else merge
         written = run.row + run.blocks * run.rows
         for lanes in _lanes(part, run, x):
-            scores, _ = _scores(run, lanes, query, key, biases, scoring, x.scratch)
-            peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
-            weights = scores.sub_(peak).exp2_()
-            total = weights.sum(-1, keepdim=True)
-            if (keep := scoring.keep(weights, generator)) is not None:
-                weights.mul_(keep)
-            windows = _windows(value, run, lanes)
-            values = torch.bmm(weights, windows, out=x.scratch.take("values", *weights.shape[:2], value.shape[-1]))
             rows, row_lse = (_row_view(y, run, lanes) for y in (out, lse))
-            put = write if first else merge
-            put(rows, row_lse, values.view(rows.shape), peak.view(row_lse.shape), total.view(row_lse.shape))
+            if can_fuse:
+                if lanes.classes.start not in wholes:
+                    wholes[lanes.classes.start] = _whole(biases, run, lanes)
+                bias = wholes[lanes.classes.start]
+                values, part_lse = _fused(run, lanes, query, key, value, bias, scoring)
+            else:
+                values, part_lse = _in_steps(run, lanes, query, key, value, biases, scoring, generator, x.scratch)
+            put(rows, row_lse, values.view(rows.shape), part_lse.view(row_lse.shape))
     layout.write_queries(x.out, out)
     layout.write_queries(x.lse, lse)
 
@@ -89,6 +90,53 @@ def backward(part: Blocks, x: Backward, scoring: Scoring, generator: torch.Gener
     if not in_place:
         layout.add_keys(x.grad_key, grad_key)
         layout.add_keys(x.grad_value, grad_value)
+
+
+def _in_steps(
+    run: Run,
+    lanes: _Lanes,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    biases: list[Bias],
+    scoring: Scoring,
+    generator: torch.Generator,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor]:
+    """Values and base-2 log-sum-exp of a run, ``[lanes * blocks, rows, D]`` and ``[..., 1]``."""
+    scores, _ = _scores(run, lanes, query, key, biases, scoring, scratch)
+    peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    weights = scores.sub_(peak).exp2_()
+    total = weights.sum(-1, keepdim=True)
+    if (keep := scoring.keep(weights, generator)) is not None:
+        weights.mul_(keep)
+    values = scratch.take("values", *weights.shape[:2], value.shape[-1])
+    return normalized(torch.bmm(weights, _windows(value, run, lanes), out=values), peak, total)
+
+
+def _fused(
+    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """The same by the fused kernel; ``bias`` is ``[classes, blocks or 1, rows, width]``."""
+    rows, keys, values = _rows(query, run, lanes), _windows(key, run, lanes), _windows(value, run, lanes)
+    if bias is None:
+        return fused.attend(rows, keys, values, None, scoring.scale)
+    bias = bias.expand(_length(lanes.heads), -1, run.blocks, -1, -1).flatten(0, 2)
+    part, part_lse = fused.attend(rows, keys, values, bias, scoring.scale)
+    # What the kernel says of a row that sees nothing is not to be relied on.
+    return part, part_lse.masked_fill_(bias.amax(-1, keepdim=True) == -torch.inf, -torch.inf)
+
+
+def _whole(biases: list[Bias], run: Run, lanes: _Lanes) -> Tensor | None:
+    """The biases of a run's windows as one, for the classes of ``lanes``."""
+    if not biases:
+        return None
+    blocks = max(bias.shape[1] for _, bias in biases)
+    like = biases[0][1]
+    whole = like.new_zeros(_length(lanes.classes), blocks, run.rows, run.width)
+    for columns, bias in biases:
+        whole[..., columns] += bias[lanes.classes]
+    return whole
 
 
 def _scores(

@@ -118,22 +118,16 @@ class _Blockwise(torch.autograd.Function):
                 "backend 'blockwise' has no second derivative; call backward without create_graph=True, "
                 "or use backend='reference'"
             )
-        with torch.autocast(grad_outputs[0].device.type, enabled=False):
-            return (*_gradients(grad_outputs[0], *ctx.saved_tensors, ctx.tasks, ctx.scoring), None, None)
+        saved = ctx.saved_tensors
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return (*_gradients(grad_outputs[0], saved, ctx.tasks, ctx.scoring), None, None)
 
 
 def _gradients(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sink_logits: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tasks: list[_Task],
-    scoring: Scoring,
+    grad_out: Tensor, saved: tuple[Tensor, ...], tasks: list[_Task], scoring: Scoring
 ) -> tuple[Tensor | None, ...]:
     """The gradients of query, key, value and sink logits."""
+    query, key, value, sink_logits, out, lse = saved
     delta = torch.linalg.vecdot(grad_out, out)[..., None]
     # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)

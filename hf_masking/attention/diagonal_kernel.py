@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..plan.diagonals import Diagonal, Diagonals
-from .operands import Backward, Forward, Scoring, merge
+from .operands import Backward, Forward, Scoring, merge, normalized
 
 _ELEMENTS = 2**19  # of the queries that are looked at together; fewer would fit the cache better and start more often
 
@@ -29,7 +29,7 @@ def forward(part: Diagonals, x: Forward, scoring: Scoring, generator: torch.Gene
             values = torch.zeros_like(x.out[heads, rows])
             for weight, (mine, keys) in zip(weights, crossings, strict=True):
                 values[:, mine].addcmul_(weight[:, mine], value[:, keys])
-            merge(x.out[heads, rows], x.lse[heads, rows], values, peak, total)
+            merge(x.out[heads, rows], x.lse[heads, rows], *normalized(values, peak, total))
 
 
 def backward(part: Diagonals, x: Backward, scoring: Scoring, generator: torch.Generator) -> None:

@@ -44,6 +44,9 @@ def attend(
         raise ValueError(f"backend 'flex' cannot do this: {reason}; use backend='blockwise'")
     block_mask = _block_mask(mask, documents, query.shape[1], query.device)
     grouped = query.shape[1] != key.shape[1]
+    if query.device.type == "cpu":
+        # Its CPU kernel refuses tensors that could need a gradient, also where none is recorded.
+        query, key, value = query.detach(), key.detach(), value.detach()
     shape_class = _shape_class(query, key, value)
     run = _compiled(mask, softcap, query.device.type == "cuda", shape_class)
     return run(query, key, value, block_mask, scale, grouped)

@@ -114,21 +114,25 @@ class Backward(Forward):
     grad_value: Tensor
 
 
-def merge(out: Tensor, lse: Tensor, part: Tensor, peak: Tensor, total: Tensor) -> None:
-    """Adds a part to ``out`` and ``lse`` in place.
+def normalized(values: Tensor, peak: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Values that were summed with the weights ``exp2(score - peak)``, and the log-sum-exp, both in place.
 
     Parameters:
-        part: the values summed with the weights ``exp2(score - peak)``.
         peak: the greatest score of each row, finite also where there is none.
         total: the sum of the weights.
     """
-    merged = torch.logaddexp2(lse, total.log2() + peak)
+    return values.div_(total.clamp(min=torch.finfo(total.dtype).tiny)), total.log2_().add_(peak)
+
+
+def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Adds a part's values to ``out`` and its log-sum-exp to ``lse``, in place."""
+    merged = torch.logaddexp2(lse, part_lse)
     shift = merged.clamp(min=torch.finfo(merged.dtype).min)
-    out.mul_((lse - shift).exp2_()).add_(part.mul_((peak - shift).exp2_()))
+    out.mul_((lse - shift).exp2_()).add_(part.mul_((part_lse - shift).exp2_()))
     lse.copy_(merged)
 
 
-def write(out: Tensor, lse: Tensor, part: Tensor, peak: Tensor, total: Tensor) -> None:
+def write(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """`merge` into rows that hold nothing yet."""
-    torch.div(part, total.clamp(min=torch.finfo(total.dtype).tiny), out=out)
-    lse.copy_(total.log2_().add_(peak))
+    out.copy_(part)
+    lse.copy_(part_lse)

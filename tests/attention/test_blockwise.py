@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_masking.attention import masked_attention
+from hf_masking.attention import fused, masked_attention
 from hf_masking.masks import Mask, PerHead
 
 from ..masks.strategies import expressions
@@ -123,7 +123,10 @@ def long_inputs(length, dtype=torch.float64, heads=2, queries=None):
 
 @pytest.mark.parametrize("spec", LONG)
 @pytest.mark.parametrize("queries", [700, 333])
-def test_equals_the_reference_over_several_blocks_of_every_size(spec, queries):
+@pytest.mark.parametrize("with_fused_kernel", [True, False])
+def test_equals_the_reference_over_several_blocks_of_every_size(spec, queries, with_fused_kernel, monkeypatch):
+    if not with_fused_kernel:
+        monkeypatch.setattr(fused, "can_do", lambda query, value: False)
     results = []
     for backend in ("blockwise", "reference"):
         inputs = long_inputs(700, queries=queries)
@@ -224,6 +227,23 @@ def test_layouts_that_are_not_contiguous():
     query, key, value = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in long_inputs(300))
     ours = masked_attention(query, key, value, "strided:8|window:40", backend="blockwise")
     torch.testing.assert_close(ours, masked_attention(query, key, value, "strided:8|window:40", backend="reference"))
+
+
+def test_a_fused_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
+    query = torch.zeros(1, 1, 8)
+    fused._works.cache_clear()
+    assert fused.can_do(query, query)
+    monkeypatch.setattr(fused, "attend", lambda q, k, v, bias, scale: (q * 0, q[..., :1] * 0))
+    fused._works.cache_clear()
+    assert not fused.can_do(query, query)
+
+    def missing(*arguments):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(fused, "attend", missing)
+    fused._works.cache_clear()
+    assert not fused.can_do(query, query)
+    fused._works.cache_clear()
 
 
 def test_under_autocast_nothing_is_rounded_but_inputs_and_output():

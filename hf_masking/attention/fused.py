@@ -1,0 +1,53 @@
+"""PyTorch's fused attention kernel for CPUs, which hands out the log-sum-exp. The one place that names it.
+
+It is a private operator, so it is tried out before it is used; where it is missing or has changed, the block kernel
+computes the same in several operations. It knows no dropout and no soft cap.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .operands import LOG2E
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of ``[L, rows, D]`` to ``[L, width, D]`` with an additive ``[L, rows, width]`` bias.
+
+    Returns:
+        Values ``[L, rows, D]``, and the base-2 log-sum-exp ``[L, rows, 1]``, which means nothing in a row that the bias
+        excludes altogether.
+    """
+    tensors = (x[:, None] for x in (query, key, value))
+    mask = None if bias is None else bias[:, None]
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *tensors, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return out[:, 0], lse[:, 0, :, None] * LOG2E
+
+
+def can_do(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernel is there for tensors like these."""
+    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and _works(query.dtype)
+
+
+@functools.cache
+def _works(dtype: torch.dtype) -> bool:
+    """Tries the kernel on a window that overlaps the next one, with a row that sees nothing."""
+    generator = torch.Generator().manual_seed(0)
+    query, memory = (torch.randn(2, n, 8, generator=generator, dtype=dtype) for n in (3, 7))
+    keys = memory[0].unfold(0, 5, 2).mT
+    bias = torch.zeros(2, 3, 5, dtype=dtype)
+    bias[:, 0], bias[:, 1, 2:] = -math.inf, -math.inf
+    try:
+        values, lse = attend(query, keys, keys, bias, 0.5)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    scores = query @ keys.mT * 0.5 + bias
+    expected = torch.softmax(scores, -1)[:, 1:] @ keys, scores.logsumexp(-1, keepdim=True)[:, 1:] * LOG2E
+    close = [torch.allclose(x[:, 1:], y, atol=1e-4) for x, y in zip((values, lse), expected, strict=True)]
+    return all(close) and bool((values[:, 0] == 0).all())
