@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 
-import torch
 from torch import Tensor
 
 from ..masks import Mask
@@ -14,8 +13,8 @@ from . import flex
 
 logger = logging.getLogger("hf_masking")
 
-# Forward and backward of dense attention, in the unit of a plan's cost: a pair of a block of 64 rows. Measured on a
-# CPU by `hf-masking bench --preset break-even`; docs/break-even.json holds the figures.
+# Forward and backward of dense attention, in the unit of a plan's cost: a pair of a block of 64 rows. From the times of
+# `hf-masking bench --preset readme` on a CPU (docs/bench.json), which also measures both sides of the break-even.
 _CAUSAL_COST = 0.57  # for each pair of the triangle
 _DENSE_COST = 0.60  # for each pair of the rectangle, allowed or not
 # Fewer pairs than this are dense without asking what a plan would cost; decoding is.
@@ -24,7 +23,6 @@ _FEW_PAIRS = 2**14
 _MOST_PAIRS = 2**22
 
 
-@torch.compiler.disable
 def choose(
     mask: Mask,
     documents: Documents,
@@ -41,29 +39,35 @@ def choose(
         reason = flex.why_not(documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
         if reason is None:
             return "flex"
-        _say_once(f"backend 'auto' runs 'blockwise' on CUDA, not 'flex': {reason}")
+        _say_once("blockwise", f"FlexAttention cannot do this: {reason}")
         return "blockwise"
     if dropout or softcap is not None or sink_logits is not None:
         # The dense kernels either lack these or keep all pairs for them.
         return "blockwise"
-    costs = [_costs(member, segment.lengths) for member in mask.heads for segment in documents.segments]
-    name = "sdpa" if sum(dense for dense, _ in costs) <= sum(sparse for _, sparse in costs) else "blockwise"
-    _say_once(f"backend 'auto' runs {name!r} for {mask} over {key.shape[2]} keys, which it expects to be faster")
+    gain = 0.0
+    for segment in documents.segments:
+        for member in mask.heads:
+            gain += _dense_minus_sparse(member, segment.lengths)
+    name = "blockwise" if gain > 0 else "sdpa"
+    _say_once(name, mask, key.shape[2])
     return name
 
 
 @functools.lru_cache(maxsize=1024)
-def _costs(mask: Mask, lengths: Lengths) -> tuple[float, float]:
-    """What dense attention and what a plan would cost, for one head."""
+def _dense_minus_sparse(mask: Mask, lengths: Lengths) -> float:
+    """What a plan would save against dense attention, for one head."""
     pairs = lengths.queries * lengths.keys
     if pairs <= _FEW_PAIRS:
-        return 0.0, 1.0
+        return -1.0
     if is_causal(mask, lengths):
-        return pairs / 2 * _CAUSAL_COST, plan_of(mask, lengths).cost
-    dense = pairs * _DENSE_COST if pairs <= _MOST_PAIRS else float("inf")
-    return dense, plan_of(mask, lengths).cost
+        return pairs / 2 * _CAUSAL_COST - plan_of(mask, lengths).cost
+    if pairs > _MOST_PAIRS:
+        return float("inf")
+    return pairs * _DENSE_COST - plan_of(mask, lengths).cost
 
 
-@functools.cache
-def _say_once(message: str) -> None:
-    logger.info(message)
+# Called with what the text is made of: no text is made for a line that has been said.
+@functools.lru_cache(maxsize=1024)
+def _say_once(name: str, mask: Mask | str, n_keys: int = 0) -> None:
+    why = mask if isinstance(mask, str) else f"expected to be the faster one for {mask} over {n_keys} keys"
+    logger.info("backend 'auto' runs %r: %s", name, why)

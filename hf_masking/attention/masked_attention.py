@@ -104,14 +104,16 @@ def _as_documents(
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
-    shapes = f"got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
+    wrong = None
     if not query.ndim == key.ndim == value.ndim == 4:
-        raise ValueError(f"expected [batch, heads, length, head size]; {shapes}")
-    if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ValueError(f"batch, key heads, key length and head size must agree; {shapes}")
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"the number of query heads must be a multiple of the number of key heads; {shapes}")
-    if query.shape[2] > key.shape[2]:
-        raise ValueError(f"there may not be more queries than keys; {shapes}")
+        wrong = "expected [batch, heads, length, head size]"
+    elif key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        wrong = "batch, key heads, key length and head size must agree"
+    elif query.shape[1] % key.shape[1]:
+        wrong = "the number of query heads must be a multiple of the number of key heads"
+    elif query.shape[2] > key.shape[2]:
+        wrong = "there may not be more queries than keys"
+    if wrong is not None:
+        raise ValueError(f"{wrong}; got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")

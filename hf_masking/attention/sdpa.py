@@ -12,7 +12,6 @@ from ..masks import Mask
 from ..plan import Documents, Lengths, is_causal
 
 
-@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,

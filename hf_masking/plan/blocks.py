@@ -19,6 +19,8 @@ _PAIR_COST = {16: 1.6, 32: 1.2, 64: 1.0, 128: 0.95, 256: 0.95}
 RUN_COST = 50_000
 # The scores that one operation holds: they should stay in the processor's cache.
 WORKSPACE = 2**20
+# Few keys for many rows: the rows themselves should stay in the cache, too.
+MOST_ROWS = 4096
 # Matrix products and reductions run faster over multiples of this many keys.
 _GRAIN = 16
 _FAR = 2**30
@@ -194,7 +196,7 @@ class _Grid:
 
 
 def _cut(row: int, rows: int, lo: int, hi: int, inner_lo: int, inner_hi: int) -> Iterator[Run]:
-    most_rows = max(128, WORKSPACE // (hi - lo))
+    most_rows = min(MOST_ROWS, max(128, WORKSPACE // (hi - lo)))
     for start in range(row, row + rows, most_rows):
         height = min(most_rows, row + rows - start)
         most_keys = max(128, WORKSPACE // height)
