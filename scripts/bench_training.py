@@ -1,4 +1,4 @@
-"""A GPT-2-small-shaped model trains on long contexts: under a mask, on SDPA, and with attention left out (the ceiling).
+"""Forward and backward of a GPT-2-small-shaped model: under a mask, on SDPA, and without attention (the ceiling).
 
 python scripts/bench_training.py --length 8192 --length 16384 --output docs/bench_training.json
 """

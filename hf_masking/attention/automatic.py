@@ -49,7 +49,7 @@ def choose(
         for member in mask.heads:
             gain += _dense_minus_sparse(member, segment.lengths)
     name = "blockwise" if gain > 0 else "sdpa"
-    _say_once(name, mask, key.shape[2])
+    _say_once(name, mask)
     return name
 
 
@@ -68,6 +68,6 @@ def _dense_minus_sparse(mask: Mask, lengths: Lengths) -> float:
 
 # Called with what the text is made of: no text is made for a line that has been said.
 @functools.lru_cache(maxsize=1024)
-def _say_once(name: str, mask: Mask | str, n_keys: int = 0) -> None:
-    why = mask if isinstance(mask, str) else f"expected to be the faster one for {mask} over {n_keys} keys"
+def _say_once(name: str, mask: Mask | str) -> None:
+    why = mask if isinstance(mask, str) else f"expected to be the faster one for {mask} at such a length"
     logger.info("backend 'auto' runs %r: %s", name, why)

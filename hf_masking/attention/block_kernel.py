@@ -38,7 +38,7 @@ def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generat
     written = 0
     for run in part.runs:
         biases = _biases(part, run, query)
-        wholes: dict[int, Tensor | None] = {}
+        wholes: dict[int, tuple[Tensor, Tensor] | None] = {}
         put = write if fresh and run.row >= written else merge
         written = run.row + run.blocks * run.rows
         for lanes in _lanes(part, run, x):
@@ -115,20 +115,29 @@ def _in_steps(
 
 
 def _fused(
-    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scoring: Scoring
+    run: Run,
+    lanes: _Lanes,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: tuple[Tensor, Tensor] | None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
-    """The same by the fused kernel; ``bias`` is ``[classes, blocks or 1, rows, width]``."""
+    """The same by the fused kernel; ``bias`` is what `_whole` gives."""
     rows, keys, values = _rows(query, run, lanes), _windows(key, run, lanes), _windows(value, run, lanes)
     if bias is None:
         return fused.attend(rows, keys, values, None, scoring.scale)
-    bias = bias.expand(_length(lanes.heads), -1, run.blocks, -1, -1).flatten(0, 2)
-    part, part_lse = fused.attend(rows, keys, values, bias, scoring.scale)
+    added, blind = (x.expand(_length(lanes.heads), -1, run.blocks, -1, -1).flatten(0, 2) for x in bias)
+    part, part_lse = fused.attend(rows, keys, values, added, scoring.scale)
     # What the kernel says of a row that sees nothing is not to be relied on.
-    return part, part_lse.masked_fill_(bias.amax(-1, keepdim=True) == -torch.inf, -torch.inf)
+    return part, part_lse.masked_fill_(blind, -torch.inf)
 
 
-def _whole(biases: list[Bias], run: Run, lanes: _Lanes) -> Tensor | None:
-    """The biases of a run's windows as one, for the classes of ``lanes``."""
+def _whole(biases: list[Bias], run: Run, lanes: _Lanes) -> tuple[Tensor, Tensor] | None:
+    """The biases of a run's windows as one, for the classes of ``lanes``, and the rows that see nothing.
+
+    ``[classes, blocks or 1, rows, width]`` and ``[..., 1]``.
+    """
     if not biases:
         return None
     blocks = max(bias.shape[1] for _, bias in biases)
@@ -136,7 +145,7 @@ def _whole(biases: list[Bias], run: Run, lanes: _Lanes) -> Tensor | None:
     whole = like.new_zeros(_length(lanes.classes), blocks, run.rows, run.width)
     for columns, bias in biases:
         whole[..., columns] += bias[lanes.classes]
-    return whole
+    return whole, whole.amax(-1, keepdim=True) == -torch.inf
 
 
 def _scores(

@@ -55,7 +55,10 @@ def attend(
     seed = int(torch.randint(2**62, ()).item()) if dropout else 0
     scoring = Scoring(scale, softcap, dropout, seed)
     precise = torch.float64 if query.dtype == torch.float64 else torch.float32
-    inputs = (query.to(precise), key.to(precise), value.to(precise))
+    # Views are made with the strides of the inputs, and the fused kernel takes the last one for 1 without asking.
+    inputs = [
+        x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(precise), key.to(precise), value.to(precise))
+    ]
     sinks = None if sink_logits is None else sink_logits.to(precise)
     # Autocast would turn single products back into half precision.
     with torch.autocast(query.device.type, enabled=False):
@@ -64,11 +67,10 @@ def attend(
 
 
 def _tasks(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterator[_Task]:
-    alike = documents.query_positions.shape[0] == 1
     members = mask.heads
     size = n_heads // len(members)
     for segment in documents.segments:
-        for row in range(batch) if alike else (segment.row,):
+        for row in range(batch) if documents.alike else (segment.row,):
             for index, member in enumerate(members):
                 heads = slice(index * size, (index + 1) * size)
                 yield _Task(row, segment, plan_of(member, segment.lengths), heads)
@@ -163,5 +165,5 @@ def _gradients(
 def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:
     """A learned column that takes weight and gives no value, in place."""
     merged = torch.logaddexp2(lse, sink_logits[:, None, None] * LOG2E)
-    out.mul_((lse - merged).exp2_())
+    out.mul_((lse - merged.clamp(min=torch.finfo(merged.dtype).min)).exp2_())
     lse.copy_(merged)

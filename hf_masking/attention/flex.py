@@ -72,8 +72,8 @@ def why_not(
         return "it has no backward on a CPU"
     if query.device.type not in ("cpu", "cuda"):
         return f"it does not run on {query.device.type}"
-    if any(size < 16 or size & (size - 1) for size in (query.shape[-1], value.shape[-1])):
-        return f"head sizes must be powers of 2 from 16 on, got {query.shape[-1]} and {value.shape[-1]}"
+    if min(query.shape[-1], value.shape[-1]) < 16:
+        return f"head sizes must be at least 16, got {query.shape[-1]} and {value.shape[-1]}"
     return None
 
 
@@ -111,6 +111,11 @@ def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tup
 
 @functools.lru_cache(maxsize=8)
 def _block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
+    with torch.inference_mode(False):  # what is kept must serve a training step, too
+        return _make_block_mask(mask, documents, n_heads, device)
+
+
+def _make_block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
     tiles = torch.stack([tiles_of_batch(member, documents, _BLOCK) for member in mask.heads], dim=1).to(device)
     if len(mask.heads) > 1:
         tiles = tiles.repeat_interleave(n_heads // len(mask.heads), dim=1)
@@ -134,7 +139,7 @@ def _token_mask(mask: Mask, documents: Documents, n_heads: int) -> Callable[...,
     size = n_heads // len(members)
     query_positions, query_ids = documents.query_positions, documents.query_ids
     key_positions, key_ids = documents.key_positions, documents.key_ids
-    alike = query_positions.shape[0] == 1
+    alike = documents.alike
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row = batch * 0 if alike else batch
@@ -148,8 +153,12 @@ def _token_mask(mask: Mask, documents: Documents, n_heads: int) -> Callable[...,
     return allowed
 
 
+@functools.lru_cache(maxsize=64)
 def _as_graph(mask: Mask, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the mask does to two positions, without the Python objects, which the compiler does not look into."""
+    """What the mask does to two positions, without the Python objects, which the compiler does not look into.
+
+    One graph for all batches: a new one would be a new type to the compiler, which would compile again.
+    """
     # Two tensors: the tracer takes one that is given twice for one.
     q, k = (torch.zeros((), dtype=torch.int32, device=device) for _ in range(2))
     graph: Callable[[Tensor, Tensor], Tensor] = make_fx(lambda q, k: mask.allows(q, k))(q, k)

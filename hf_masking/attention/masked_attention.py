@@ -60,7 +60,8 @@ def masked_attention(
     Raises:
         ValueError: shapes that do not fit, an unknown backend, a spec that is not understood.
     """
-    _check_shapes(query, key, value, dropout)
+    _check_shapes(query, key, value)
+    _check_options(query.shape[1], dropout, softcap, sink_logits)
     check_backend(backend)
     mask = Mask.parse(mask)
     _check_heads(mask, query.shape[1])
@@ -96,14 +97,16 @@ def _as_documents(
         shapes = documents.query_positions.shape[1], documents.key_positions.shape[1]
         if shapes != (n_queries, n_keys):
             raise ValueError(f"documents describe (queries, keys) {shapes}, got {(n_queries, n_keys)}")
+        if {documents.query_positions.shape[0], documents.key_positions.shape[0]} not in ({1}, {batch}):
+            raise ValueError(f"documents must have 1 or {batch} rows, got {list(documents.query_positions.shape)}")
         return documents
     if documents.shape != (batch, n_keys) or documents.is_floating_point() or documents.dtype == torch.bool:
         got = f"{documents.dtype} of shape {list(documents.shape)}"
         raise ValueError(f"documents must be integers of shape [{batch}, {n_keys}] (batch, keys), got {got}")
-    return Documents.from_ids(renumbered(documents), torch.arange(n_keys - n_queries, n_keys, device=device))
+    return Documents.from_ids(renumbered(documents.to(device)), torch.arange(n_keys - n_queries, n_keys, device=device))
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     wrong = None
     if not query.ndim == key.ndim == value.ndim == 4:
         wrong = "expected [batch, heads, length, head size]"
@@ -115,5 +118,12 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> 
         wrong = "there may not be more queries than keys"
     if wrong is not None:
         raise ValueError(f"{wrong}; got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}")
+
+
+def _check_options(n_heads: int, dropout: float, softcap: float | None, sink_logits: Tensor | None) -> None:
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}; leave it out for scores as they are")
+    if sink_logits is not None and sink_logits.shape != (n_heads,):
+        raise ValueError(f"sink_logits must have shape [{n_heads}] (query heads), got {list(sink_logits.shape)}")

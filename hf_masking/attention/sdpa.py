@@ -32,16 +32,15 @@ def attend(
     if softcap is not None or sink_logits is not None:
         what = "softcap" if softcap is not None else "sink_logits"
         raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
-    alike = documents.query_positions.shape[0] == 1
     members = mask.heads
-    if alike and len(members) == 1 and len(documents.segments) == 1:
+    if documents.alike and len(members) == 1 and len(documents.segments) == 1:
         segment = documents.segments[0]
         if (segment.lengths.queries, segment.lengths.keys) == (query.shape[2], key.shape[2]):
             return _one(query, key, value, mask, segment.lengths, scale, dropout)
     output = query.new_zeros(*query.shape[:3], value.shape[-1])
     size, group = query.shape[1] // len(members), query.shape[1] // key.shape[1]
     for segment in documents.segments:
-        rows = slice(None) if alike else slice(segment.row, segment.row + 1)
+        rows = slice(None) if documents.alike else slice(segment.row, segment.row + 1)
         for index, member in enumerate(members):
             heads = slice(index * size, (index + 1) * size)
             key_heads = torch.arange(heads.start, heads.stop, device=key.device) // group
@@ -76,8 +75,9 @@ def _dense(mask: Mask, lengths: Lengths, device: torch.device) -> tuple[Tensor, 
 
     Those see everything in the mask, since a softmax over nothing is not a number; their output is to be filled.
     """
-    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
-    k = torch.arange(lengths.first_key, lengths.first_key + lengths.keys, device=device)
-    allowed = mask.allows(q[:, None], k[None, :])
-    blind = ~allowed.any(-1, keepdim=True)
-    return (allowed | blind, blind) if bool(blind.any()) else (allowed, None)
+    with torch.inference_mode(False):  # what is kept must serve a training step, too
+        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
+        k = torch.arange(lengths.first_key, lengths.first_key + lengths.keys, device=device)
+        allowed = mask.allows(q[:, None], k[None, :])
+        blind = ~allowed.any(-1, keepdim=True)
+        return (allowed | blind, blind) if bool(blind.any()) else (allowed, None)

@@ -89,18 +89,10 @@ README_MASKS = ["window:256", "strided:64", "log_sparse", "window:256|sinks:4", 
 PRESETS: dict[str, list[BenchOptions]] = {
     "readme": [
         BenchOptions(mask=["causal", "window:64"], length=[128, 256, 512], rounds=9, dense_up_to=512),
-        BenchOptions(mask=README_MASKS, length=[1024, 2048, 4096], memory_from=8192),
-        BenchOptions(mask=README_MASKS, length=[8192], memory_from=8192, rounds=7),
-        BenchOptions(
-            mask=["window:256", "strided:64"],
-            length=[8192],
-            flex_up_to=8192,
-            dense_up_to=0,
-            causal_up_to=0,
-            memory_from=2**31,
-        ),
-        BenchOptions(mask=["window:512", *README_MASKS[:-1]], length=[16384], rounds=3, memory_from=131072),
-        BenchOptions(mask=README_MASKS[:-1], length=[131072], rounds=2),
+        BenchOptions(mask=README_MASKS, length=[1024, 2048, 4096], memory_from=8192, rounds=3),
+        BenchOptions(mask=README_MASKS, length=[8192], memory_from=8192, flex_up_to=8192, rounds=3),
+        BenchOptions(mask=["window:512", *README_MASKS[:-1]], length=[16384], rounds=2, memory_from=131072),
+        BenchOptions(mask=README_MASKS[:-1], length=[131072], rounds=1),
     ],
 }
 

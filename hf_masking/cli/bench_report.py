@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, Row
@@ -40,12 +41,16 @@ def _shares(row: Row) -> str:
     return " / ".join("-" if share is None else f"{share:.0%}" for share in shares)
 
 
+def _touched(row: Row) -> str:
+    return "" if row.touched_pairs is None else f"{row.touched_pairs / max(1, row.allowed_pairs):.2f}"
+
+
 COLUMNS: dict[str, Callable[[Rows, Row], str]] = {
     "forward\nms": lambda rows, row: _seconds(row.forward),
     "fwd+bwd\nms": lambda rows, row: _seconds(row.both),
     f"faster than\n{IS_CAUSAL}": lambda rows, row: _times(rows, row, IS_CAUSAL),
     "faster than\ndense mask": lambda rows, row: _times(rows, row, DENSE_MASK),
-    "touched /\nallowed": lambda rows, row: f"{row.touched_pairs / max(1, row.allowed_pairs):.2f}",
+    "touched /\nallowed": lambda rows, row: _touched(row),
     "of the matrix\nrate": lambda rows, row: _shares(row),
     "extra\nMiB": lambda rows, row: "" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:,.0f}",
     "plan\nms": lambda rows, row: _seconds(row.plan_seconds),
@@ -59,7 +64,7 @@ def table(rows: Rows, title: str) -> Table:
     for heading in COLUMNS:
         result.add_column(heading, justify="right")
     for row in rows:
-        result.add_row(f"{row.length:,}", row.mask, row.backend, *_cells(rows, row))
+        result.add_row(f"{row.length:,}", escape(row.mask), row.runs, *map(escape, _cells(rows, row)))
     return result
 
 
@@ -74,7 +79,7 @@ def write_markdown(path: Path, rows: Rows, title: str) -> None:
     lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", "|---:|---|---|" + "---:|" * len(COLUMNS)]
     for row in rows:
         # In a table a bar ends the cell, inside code too.
-        cells = [f"{row.length:,}", f"`{row.mask}`", row.backend, *_cells(rows, row)]
+        cells = [f"{row.length:,}", f"`{row.mask}`", row.runs, *_cells(rows, row)]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     with written_aside(path) as aside:
         aside.write_text("\n".join(lines) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ..files import written_aside
@@ -31,7 +32,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     for heading in COLUMNS:
         result.add_column(heading, justify="right")
     for row in rows:
-        result.add_row(row.mask, *_cells(row))
+        result.add_row(escape(row.mask), *map(escape, _cells(row)))
     return result
 
 

@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Contender:
-    """A mask under one of our backends, or (with ``name``) what one would run without us."""
+    """A mask under one of our backends, or (``is_rival``) what one would run without us."""
 
     mask: str
     backend: str
@@ -67,7 +67,8 @@ class Row:
     mask: str
     backend: str
     allowed_pairs: int
-    touched_pairs: int
+    touched_pairs: int | None = None
+    ran: str | None = None
     forward_seconds: list[float] = field(default_factory=list)
     both_seconds: list[float] = field(default_factory=list)
     forward_share: float | None = None
@@ -77,6 +78,12 @@ class Row:
     extra_bytes: int | None = None
     inputs_bytes: int | None = None
     error: str | None = None
+    memory_error: str | None = None
+
+    @property
+    def runs(self) -> str:
+        """The backend, and what `auto` chose."""
+        return self.backend if self.ran in (None, self.backend) else f"{self.backend}: {self.ran}"
 
     @property
     def forward(self) -> float | None:
@@ -90,7 +97,7 @@ class Row:
 def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[Row]:
     """A row for each contender: times, pairs, and the share of the matrix-multiply rate that allowed pairs reach.
 
-    A contender that fails has an ``error`` and leaves the others alone.
+    A contender that fails while it is timed has an ``error`` and leaves the others alone.
     """
     inputs = shape.inputs(requires_grad=True)
     grad_out = torch.ones(shape.batch, shape.heads, shape.length, shape.head_size).to(inputs[0])
@@ -119,7 +126,7 @@ def measure_memory(shape: Shape, contender: Contender, row: Row) -> None:
     try:
         row.plan_bytes, row.extra_bytes, row.inputs_bytes = in_own_process(_peaks, shape, contender)
     except Exception as error:  # whatever killed the process, the times stand
-        row.error = f"memory: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        row.memory_error = next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: bool, flex: bool) -> Iterator[Contender]:
@@ -147,9 +154,18 @@ def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, T
     if contender.backend == IS_CAUSAL:
         return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     if contender.backend == DENSE_MASK:
-        dense = Mask.parse(contender.mask).dense(shape.length, device=shape.device)
+        dense = _dense(Mask.parse(contender.mask), shape)
         return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=dense, enable_gqa=grouped)
     return lambda q, k, v: masked_attention(q, k, v, contender.mask, backend=contender.backend)
+
+
+def _dense(mask: Mask, shape: Shape) -> Tensor:
+    """The mask as booleans, made a few rows at a time: the positions' arithmetic is not what is to be measured."""
+    dense = torch.empty(shape.length, shape.length, dtype=torch.bool, device=shape.device)
+    keys = torch.arange(shape.length, device=shape.device)
+    for rows in keys.split(256):
+        dense[rows] = mask.allows(rows[:, None], keys)
+    return dense
 
 
 def _row(contender: Contender, shape: Shape) -> Row:
@@ -159,10 +175,14 @@ def _row(contender: Contender, shape: Shape) -> Row:
     plans = [plan_of(member, Lengths(0, n, 0, n)) for member in mask.heads]
     seconds = time.perf_counter() - started
     allowed = sum(count_pairs(member, n) for member in mask.heads) // len(mask.heads)
+    row = Row(n, contender.mask, contender.backend, allowed)
     if contender.is_rival:
-        return Row(n, contender.mask, contender.backend, allowed, n * n)
-    touched = sum(plan.touched for plan in plans) // len(plans)
-    return Row(n, contender.mask, contender.backend, allowed, touched, plan_seconds=seconds)
+        return row
+    row.ran = _auto_runs(contender.mask, shape) if contender.backend == "auto" else contender.backend
+    if row.ran == "blockwise":
+        row.plan_seconds = seconds
+        row.touched_pairs = sum(plan.touched for plan in plans) // len(plans)
+    return row
 
 
 def _time(

@@ -134,6 +134,8 @@ def subtract(pieces: Iterable[Intervals], removed: Sequence[Intervals], mask: Pr
         for hole in removed:
             if rest is not None and piece.overlaps(hole):
                 rest = _without(rest, hole)
+            if rest is not None and len(rest) > MAX_PIECES:
+                return rest  # who asked will see that these are too many
         result.extend([piece.guarded(mask, False)] if rest is None else rest)
     return result
 

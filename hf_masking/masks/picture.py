@@ -48,6 +48,11 @@ def count_pairs(mask: Mask, length: int) -> int:
     return sum(int(mask.allows(chunk[:, None], q[None, :]).sum()) for chunk in q.split(rows))
 
 
+def density(mask: Mask, length: int) -> float:
+    """The allowed pairs as a share of the causal ones; of masks that differ by head, the mean."""
+    return sum(count_pairs(member, length) for member in mask.heads) / len(mask.heads) / (length * (length + 1) / 2)
+
+
 def _count(piece: Intervals, q: Tensor) -> int:
     first, stop = piece.first, torch.maximum(piece.first, piece.stop)
     if piece.lattice.keys != EVERY_KEY:

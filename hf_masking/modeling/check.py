@@ -109,7 +109,7 @@ def check_model(model: nn.Module) -> CheckReport:
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
             return CheckReport((routed,))
-        # Over the few tokens of these checks `auto` is always dense; the other backend is compared with that.
+        # What `auto` runs over the few tokens of these checks is not what it runs over long texts: both are compared.
         automatic = patch.backend == "auto"
         with _backend(model, "reference" if automatic else patch.backend):
             rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]

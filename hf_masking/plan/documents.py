@@ -63,6 +63,11 @@ class Documents:
         ids = ids.to(torch.int32)
         return cls(positions[:, query_columns], ids[:, query_columns], positions, ids)
 
+    @property
+    def alike(self) -> bool:
+        """Whether one row stands for all."""
+        return self.query_positions.shape[0] == 1
+
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The documents that have queries, row by row (of one row, if all are alike).

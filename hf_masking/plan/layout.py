@@ -82,6 +82,10 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
         layout = Layout(columns=keys.contains(positions).nonzero()[:, 0])
         first, stop = keys.count(start, first)[None], keys.count(start, stop)[None]
         return layout, first.int(), stop.int()
+    if stride >= lengths.first_query + lengths.queries:
+        # Only distance 0 is left; a class for each remainder would take memory by the stride instead of the length.
+        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, dtype=torch.int32)
+        first, stop, stride = torch.maximum(first, q), torch.minimum(stop, q + 1), 1
     if stride == 1:
         return Layout(), (first - lengths.first_key).int()[None], (stop - lengths.first_key).int()[None]
     layout = Layout(
@@ -90,9 +94,11 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
         _completion(lengths.first_key, lengths.keys, stride),
     )
     origin = lengths.first_key - layout.key_padding[0] + torch.arange(stride)[:, None, None]
+    real = layout.queries(torch.ones_like(first)[:, None]) > 0
     ranks = [-((origin - layout.queries(bound[:, None])) // stride) for bound in (first, stop)]
-    real = layout.queries(torch.ones_like(first)[:, None])
-    return layout, ranks[0][..., 0].int(), torch.where(real > 0, ranks[1], 0)[..., 0].int()
+    # The rows that padding has added are empty, and lie where keys are.
+    first, stop = (torch.where(real, bound, 0)[..., 0].int() for bound in ranks)
+    return layout, first, stop
 
 
 def _completion(first: int, length: int, stride: int) -> tuple[int, int]:

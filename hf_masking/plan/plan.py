@@ -14,7 +14,7 @@ from .diagonals import Diagonals, diagonals_of
 from .layout import Lengths
 
 Part = Blocks | Diagonals
-_MOST_PLANS = 256
+_MOST_PLANS = 1024
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ..evaluation import Perplexity, in_own_process, peak_memory, perplexity
-from ..masks import Causal, Mask
-from ..masks.picture import count_pairs
+from ..masks import Mask
+from ..masks.picture import density
 from ..modeling import patch_model
 from .finetune import finetune
 from .settings import TrainingSettings
@@ -91,7 +91,7 @@ def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[st
     length = experiment.settings.context
     return Row(
         mask=mask,
-        density=count_pairs(Mask.parse(mask), length) / count_pairs(Causal(), length),
+        density=density(Mask.parse(mask), length),
         perplexity_patched=patched.perplexity,
         perplexity_finetuned=finetuned.perplexity,
         bits_per_byte_finetuned=finetuned.bits_per_byte,

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_masking.attention import fused, masked_attention
 from hf_masking.masks import Mask, PerHead
+from hf_masking.plan import Documents
 
 from ..masks.strategies import expressions
 
@@ -220,6 +221,54 @@ def test_a_second_derivative_is_refused():
     output = masked_attention(query, key, value, "window:4", backend="blockwise")
     with pytest.raises(ValueError, match="no second derivative"):
         torch.autograd.grad(output.sum(), query, create_graph=True)
+
+
+@pytest.mark.parametrize("strange", ["transposed", "expanded"])
+def test_inputs_whose_last_axis_is_not_contiguous(strange):
+    query, key, value = (x.detach() for x in long_inputs(300))
+    if strange == "transposed":
+        key, value = (x.mT.contiguous().mT for x in (key, value))
+    else:
+        value = value[..., :1].expand(*value.shape)
+    ours = masked_attention(query, key, value, "window:40", backend="blockwise")
+    torch.testing.assert_close(ours, masked_attention(query, key, value, "window:40", backend="reference"))
+
+
+@given(
+    expressions,
+    st.integers(0, 40),
+    st.integers(1, 40),
+    st.integers(0, 40),
+)
+@settings(max_examples=500)
+def test_keys_that_do_not_begin_with_the_document(mask, dropped, queries, older):
+    """A cache that has forgotten the oldest keys: the first key is not position 0."""
+    keys = older + queries
+    positions = torch.arange(dropped, dropped + keys, dtype=torch.int32)[None]
+    ids = torch.zeros_like(positions)
+    documents = Documents(positions[:, older:], ids[:, older:], positions, ids)
+    inputs = [torch.randn(1, 1, n, 4, dtype=torch.float64, requires_grad=True) for n in (queries, keys, keys)]
+    results = []
+    for backend in ("blockwise", "reference"):
+        output = masked_attention(*inputs, mask, documents=documents, backend=backend)
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["blockwise", "sdpa"])
+def test_what_inference_leaves_in_caches_serves_training(backend):
+    inputs = long_inputs(90, torch.float32)
+    with torch.inference_mode():
+        masked_attention(*[x.detach() for x in inputs], "offsets:1,77|strided:85", backend=backend)
+    masked_attention(*inputs, "offsets:1,77|strided:85", backend=backend).sum().backward()
+
+
+@pytest.mark.parametrize("spec", ["strided:2000000000", "strided:2000000000-strided:3", "window:2000000000-sinks:1"])
+def test_numbers_far_beyond_the_length_cost_nothing(spec):
+    inputs = long_inputs(40)
+    ours = masked_attention(*inputs, spec, backend="blockwise")
+    torch.testing.assert_close(ours, masked_attention(*inputs, spec, backend="reference"), rtol=0, atol=1e-10)
 
 
 def test_layouts_that_are_not_contiguous():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_masking.attention import masked_attention
 from hf_masking.masks import Mask
+from hf_masking.plan import Documents
 from hf_masking.plan.documents import ids_from_padding, ids_from_position_ids, positions_in_documents
 
 from ..masks.oracle import allowed
@@ -151,6 +152,12 @@ def test_documents_from_position_ids():
         (
             {"mask": "heads[causal; causal; causal; causal]"},
             "gives 4 groups of heads, which do not divide 6 query heads",
+        ),
+        ({"softcap": 0.0}, "softcap must be above 0, got 0.0"),
+        ({"sink_logits": torch.zeros(2)}, "sink_logits must have shape [6] (query heads), got [2]"),
+        (
+            {"documents": Documents.from_ids(torch.zeros(3, KEYS), torch.arange(KEYS))},
+            "documents must have 1 or 2 rows",
         ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"mask": "windo:3"}, "did you mean 'window'?"),
