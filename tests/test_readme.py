@@ -64,6 +64,25 @@ def test_the_catalogue_is_whole():
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG"), picture
 
 
+def cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+@pytest.mark.parametrize(
+    ("table", "source", "key"),
+    [
+        (README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0], "docs/bench.md", 3),
+        (README.split("**small LLaMA-style model")[1].split("Machine:")[0], "docs/compare.md", 1),
+    ],
+)
+def test_tables_are_those_of_the_figures(table, source, key):
+    measured = [cells(line) for line in (ROOT / source).read_text().splitlines() if line.startswith("|")]
+    shown = [cells(line) for line in table.splitlines() if line.startswith("|") and not line.startswith("|--")]
+    for row in shown[1:]:
+        (same,) = (other for other in measured if other[:key] == row[:key])
+        assert set(row) <= set(same), row
+
+
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_examples(example):
     environment = os.environ | {"PYTHONWARNINGS": "error"}
