@@ -20,10 +20,9 @@ from ..evaluation.benchmark import (
     measure_memory,
     pays_from,
 )
-from ..files import check_file
 from ..masks import Mask
 from . import bench_report
-from .console import console, describe_machine, errors, write_json
+from .console import check_report, console, describe_machine, errors, write_json
 from .options import OutputOption
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -113,7 +112,7 @@ def bench(
     for part in parts:
         part.check()
     if output.output is not None:
-        check_file(output.output)
+        check_report(output.output)
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
     console.print(bench_report.table(rows, _title(parts[0])))

@@ -13,7 +13,6 @@ import torch
 import typer
 
 from ..evaluation import Text, encode, in_own_process
-from ..files import check_file
 from ..masks import Mask
 from ..training import TrainingSettings
 from ..training.comparison import Experiment, Row
@@ -21,7 +20,7 @@ from ..training.comparison import compare as compare_masks
 from ..training.small_model import SETTINGS as SMALL_MODEL_SETTINGS
 from ..training.small_model import small_model
 from . import report
-from .console import console, describe_machine, errors, load_tokenizer, quiet, write_json
+from .console import check_report, console, describe_machine, errors, load_tokenizer, quiet, write_json
 from .options import DataOptions, MaskOptions, bos_of
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
@@ -71,7 +70,7 @@ def compare(
         Mask.parse(spec)
     settings, layers = options.settings(), masks.layers()
     settings.check()
-    check_file(output)
+    check_report(output)
     started = time.perf_counter()
     train, held_out = data.load().split(0.1)
     folder = model or str(in_own_process(_small_model, train, held_out))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import written_aside
+from ..files import check_file, written_aside
 
 console = Console()
 errors = Console(stderr=True)
@@ -61,6 +61,13 @@ def _load(kind: Any, name: str, what: str, **options: Any) -> Any:
             f"no {what} can be loaded from {name!r} ({where} {reason}); give a folder that save_pretrained wrote, "
             "or a hub id"
         ) from None
+
+
+def check_report(path: Path) -> None:
+    """Raises a ValueError for a JSON file beside which its Markdown and its picture cannot be written."""
+    if path.suffix in (".md", ".png"):
+        raise ValueError(f"{path}: --output names the JSON file; .md and .png are written beside it")
+    check_file(path)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

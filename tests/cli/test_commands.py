@@ -218,6 +218,7 @@ def wrong(message, *arguments, code=2):
         wrong("unknown mask 'windw'", "compare", "MODEL", "--mask", "windw:3"),
         wrong("unknown mask 'windw'", "bench", "--mask", "windw:3"),
         wrong("--length must be at least 1, got 0", "bench", "--length", "0"),
+        wrong("--output names the JSON file", "bench", "--output", "table.md"),
         wrong("--key-heads must divide --heads 8, got 3", "bench", "--key-heads", "3"),
         wrong("--heads 8 is not a multiple of the 3 masks", "bench", "--mask", "heads[causal; causal; causal]"),
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
