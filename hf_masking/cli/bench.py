@@ -11,8 +11,8 @@ import torch
 import typer
 
 from ..evaluation.benchmark import (
-    DENSE_MASK,
     IS_CAUSAL,
+    RIVALS,
     Row,
     Shape,
     contenders_for,
@@ -157,7 +157,7 @@ def _measure(options: BenchOptions) -> Iterator[Row]:
 
 def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
     """From which length on each mask is faster to train than dense causal attention."""
-    for mask in dict.fromkeys(row.mask for row in rows if row.backend not in (IS_CAUSAL, DENSE_MASK)):
+    for mask in dict.fromkeys(row.mask for row in rows if row.backend not in RIVALS):
         if mask == "causal" or not any(row.backend == IS_CAUSAL for row in rows):
             continue
         length = pays_from(rows, mask)

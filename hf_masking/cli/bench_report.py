@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, Row
-from ..files import written_aside
-from .console import errors
+from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, RIVALS, Row
+from . import tables
 
 Rows = Sequence[Row]
 
@@ -76,37 +76,23 @@ def _cells(rows: Rows, row: Row) -> list[str]:
 
 def write_markdown(path: Path, rows: Rows, title: str) -> None:
     headings = ["length", "mask", "runs", *(heading.replace("\n", " ") for heading in COLUMNS)]
-    lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", "|---:|---|---|" + "---:|" * len(COLUMNS)]
-    for row in rows:
-        # In a table a bar ends the cell, inside code too.
-        cells = [f"{row.length:,}", f"`{row.mask}`", row.runs, *_cells(rows, row)]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    with written_aside(path) as aside:
-        aside.write_text("\n".join(lines) + "\n")
-    errors.print(f"wrote {path}")
+    cells = [[f"{row.length:,}", f"`{row.mask}`", row.runs, *_cells(rows, row)] for row in rows]
+    tables.write_markdown(path, title, headings, "---:|---|---|" + "---:|" * len(COLUMNS), cells)
 
 
 def write_picture(path: Path, rows: Rows, title: str) -> None:
-    """Time of forward and backward against length, log-log; says so if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking\\[plot]'")
-        return
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    """Time of forward and backward against length, log-log."""
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
-        rival = row.backend in (IS_CAUSAL, DENSE_MASK)
-        if row.both is not None and (rival or row.backend == "auto"):
-            lines.setdefault(row.backend if rival else row.mask, {})[row.length] = row.both
-    for name, points in lines.items():
-        style = "--" if name in (IS_CAUSAL, DENSE_MASK) else "-o"
-        axes.plot(list(points), list(points.values()), style, markersize=4, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds, forward and backward", title=title)
-    axes.set_xscale("log", base=2)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.grid(alpha=0.3, which="both")
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png")
-    errors.print(f"wrote {path}")
+        if row.both is not None and (row.backend in RIVALS or row.backend == "auto"):
+            lines.setdefault(row.backend if row.backend in RIVALS else row.mask, {})[row.length] = row.both
+
+    def draw(axes: Any) -> None:
+        for name, points in lines.items():
+            style = "--" if name in RIVALS else "-o"
+            axes.plot(list(points), list(points.values()), style, markersize=4, label=name)
+        axes.set(yscale="log", xlabel="tokens", ylabel="seconds, forward and backward", title=title)
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3, which="both")
+
+    tables.write_picture(path, (8, 4.5), draw)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..files import written_aside
 from ..training.comparison import Row
-from .console import errors
+from . import tables
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "density": lambda row: f"{row.density:.1%}",
@@ -47,36 +47,22 @@ def progress(row: Row, number: int, total: int) -> str:
 
 def write_markdown(path: Path, rows: Sequence[Row], title: str) -> None:
     headings = ["mask", *(heading.replace("\n", ", ") for heading in COLUMNS)]
-    lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * len(COLUMNS)]
-    for row in rows:
-        # In a table a bar ends the cell, inside code too.
-        cells = [cell.replace("|", "\\|") for cell in (f"`{row.mask}`", *_cells(row))]
-        lines.append(f"| {' | '.join(cells)} |")
-    with written_aside(path) as aside:
-        aside.write_text("\n".join(lines) + "\n")
-    errors.print(f"wrote {path}")
+    cells = [[f"`{row.mask}`", *_cells(row)] for row in rows]
+    tables.write_markdown(path, title, headings, "---|" + "---:|" * len(COLUMNS), cells)
 
 
 def write_picture(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Perplexity after fine-tuning against training speed; says so if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking\\[plot]'")
-        return
-    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        if row.train_tokens_per_second is not None and row.perplexity_finetuned is not None:
-            axes.plot(row.train_tokens_per_second, row.perplexity_finetuned, "o", markersize=9, label=row.mask)
-    axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
-    # Masks that do alike lie on top of each other: names beside the axes stay readable.
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.margins(0.2)
-    axes.grid(alpha=0.3)
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png")
-    errors.print(f"wrote {path}")
+    """Perplexity after fine-tuning against training speed."""
+
+    def draw(axes: Any) -> None:
+        for row in rows:
+            if row.train_tokens_per_second is not None and row.perplexity_finetuned is not None:
+                axes.plot(row.train_tokens_per_second, row.perplexity_finetuned, "o", markersize=9, label=row.mask)
+        axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
+        axes.margins(0.2)
+        axes.grid(alpha=0.3)
+
+    tables.write_picture(path, (8, 4), draw)
 
 
 def _cells(row: Row) -> list[str]:

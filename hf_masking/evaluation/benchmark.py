@@ -22,7 +22,7 @@ from ..plan import Documents, Lengths, plan_of
 from .memory import peak_memory
 from .process import in_own_process
 
-IS_CAUSAL, DENSE_MASK = "sdpa is_causal", "sdpa dense mask"
+RIVALS = IS_CAUSAL, DENSE_MASK = "sdpa is_causal", "sdpa dense mask"
 _FEWEST_SECONDS = 0.02  # short calls are repeated until they take that long together
 _MATRIX = 2048
 
@@ -56,7 +56,7 @@ class Contender:
 
     @property
     def is_rival(self) -> bool:
-        return self.backend in (IS_CAUSAL, DENSE_MASK)
+        return self.backend in RIVALS
 
 
 @dataclass
@@ -144,7 +144,7 @@ def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: b
 
 
 def _auto_runs(mask: str, shape: Shape) -> str:
-    inputs = [torch.empty(1, heads, 1, shape.head_size, device=shape.device) for heads in (1, 1, 1)]
+    inputs = [torch.empty(1, 1, 1, shape.head_size, device=shape.device)] * 3
     documents = Documents.single(shape.length, shape.length)
     return automatic.choose(Mask.parse(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None)
 

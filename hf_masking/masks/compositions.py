@@ -116,6 +116,8 @@ class Union(_Members):
         for index, (_, pieces) in enumerate(members):
             for earlier, earlier_pieces in members[:index]:
                 pieces = intervals.subtract(pieces, earlier_pieces, earlier)
+                if len(pieces) > MAX_PIECES:
+                    return pieces  # too many, and cut short: nothing may be taken from them any more
             result.extend(pieces)
         return result
 
