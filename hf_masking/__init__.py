@@ -13,12 +13,14 @@ from .masks import (
     MaskSyntaxError,
     Offsets,
     PerHead,
+    Prefix,
     Sinks,
     SlidingWindow,
+    Spans,
     Strided,
     Summary,
 )
-from .modeling import check_model, effective_mask, from_pretrained, patch_model, patched, unpatch_model
+from .modeling import check_model, effective_mask, from_pretrained, patch_model, patched, prefix_cache, unpatch_model
 
 __all__ = [
     "BlockCausal",
@@ -30,8 +32,10 @@ __all__ = [
     "MaskSyntaxError",
     "Offsets",
     "PerHead",
+    "Prefix",
     "Sinks",
     "SlidingWindow",
+    "Spans",
     "Strided",
     "Summary",
     "UnsupportedModelError",
@@ -42,5 +46,6 @@ __all__ = [
     "patch_model",
     "patched",
     "perplexity",
+    "prefix_cache",
     "unpatch_model",
 ]

@@ -21,6 +21,8 @@ SPECS = (
     "log_sparse",
     "sinks:3",
     "summary:6,2",
+    "prefix:8",
+    "spans:2,8,14,20",
 )
 
 

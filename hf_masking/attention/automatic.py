@@ -17,7 +17,7 @@ logger = logging.getLogger("hf_masking")
 # `hf-masking bench --preset readme` on a CPU (docs/bench.json), which also measures both sides of the break-even.
 _CAUSAL_COST = 0.57  # for each pair of the triangle
 _DENSE_COST = 0.60  # for each pair of the rectangle, allowed or not
-# Fewer pairs than this are dense without asking what a plan would cost; decoding is.
+# Fewer pairs than this are dense without asking what a plan would cost.
 _FEW_PAIRS = 2**14
 # No dense mask is made that is larger than this, whatever it would save.
 _MOST_PAIRS = 2**22
@@ -35,8 +35,11 @@ def choose(
     sink_logits: Tensor | None,
 ) -> str:
     """The name of a backend."""
+    if documents.scattered or query.shape[2] == 1:
+        _say_once("blockwise", "one query, or keys with gaps, as in decoding")
+        return "blockwise"
     if query.device.type == "cuda":
-        reason = flex.why_not(documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
+        reason = flex.why_not(mask, documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
         if reason is None:
             return "flex"
         _say_once("blockwise", f"FlexAttention cannot do this: {reason}")
@@ -47,7 +50,7 @@ def choose(
     gain = 0.0
     for segment in documents.segments:
         for member in mask.heads:
-            gain += _dense_minus_sparse(member, segment.lengths)
+            gain += _dense_minus_sparse(segment.bind(member), segment.lengths)
     name = "blockwise" if gain > 0 else "sdpa"
     _say_once(name, mask)
     return name

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..masks import Mask
 from ..plan import Blocks, Diagonals, Documents, Plan, Segment, plan_of
-from . import block_kernel, diagonal_kernel
+from . import block_kernel, diagonal_kernel, gathered
 from .operands import LOG2E, Backward, Forward, Scoring, Scratch
 
 _KERNELS: dict[type, ModuleType] = {Blocks: block_kernel, Diagonals: diagonal_kernel}
@@ -49,8 +49,11 @@ def attend(
     """Shapes as in `masked_attention`. Half precision is computed in float32. Deterministic, given the random seed.
 
     Raises:
-        ValueError: the positions of a document's tokens are not consecutive; a second derivative is asked for.
+        ValueError: a second derivative is asked for.
     """
+    if query.shape[2] == 1 or documents.scattered:
+        options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
+        return gathered.attend(query, key, value, mask, documents, scale=scale, **options)
     tasks = list(_tasks(mask, documents, query.shape[0], query.shape[1]))
     seed = int(torch.randint(2**62, ()).item()) if dropout else 0
     scoring = Scoring(scale, softcap, dropout, seed)
@@ -73,7 +76,7 @@ def _tasks(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterat
         for row in range(batch) if documents.alike else (segment.row,):
             for index, member in enumerate(members):
                 heads = slice(index * size, (index + 1) * size)
-                yield _Task(row, segment, plan_of(member, segment.lengths), heads)
+                yield _Task(row, segment, plan_of(segment.bind(member), segment.lengths), heads)
 
 
 class _Blockwise(torch.autograd.Function):

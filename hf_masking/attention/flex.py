@@ -39,7 +39,7 @@ def attend(
     Raises:
         ValueError: dropout or sink logits; gradients on a CPU; head sizes or a device that FlexAttention cannot do.
     """
-    reason = why_not(documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
+    reason = why_not(mask, documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
     if reason is not None:
         raise ValueError(f"backend 'flex' cannot do this: {reason}; use backend='blockwise'")
     block_mask = _block_mask(mask, documents, query.shape[1], query.device)
@@ -53,6 +53,7 @@ def attend(
 
 
 def why_not(
+    mask: Mask,
     documents: Documents,
     query: Tensor,
     key: Tensor,
@@ -62,6 +63,10 @@ def why_not(
     sink_logits: Tensor | None = None,
 ) -> str | None:
     """Why FlexAttention cannot do this, or None."""
+    if documents.scattered:
+        return "the keys have gaps"
+    if not mask.is_bound:
+        return "the mask differs from row to row"
     if dropout:
         return "it has no dropout"
     if sink_logits is not None:

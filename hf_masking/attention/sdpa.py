@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..masks import Mask
 from ..plan import Documents, Lengths, is_causal
+from . import gathered
 
 
 def attend(
@@ -32,11 +33,13 @@ def attend(
     if softcap is not None or sink_logits is not None:
         what = "softcap" if softcap is not None else "sink_logits"
         raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
+    if documents.scattered:
+        return gathered.attend(query, key, value, mask, documents, scale=scale, dropout=dropout)
     members = mask.heads
     if documents.alike and len(members) == 1 and len(documents.segments) == 1:
         segment = documents.segments[0]
         if (segment.lengths.queries, segment.lengths.keys) == (query.shape[2], key.shape[2]):
-            return _one(query, key, value, mask, segment.lengths, scale, dropout)
+            return _one(query, key, value, segment.bind(mask), segment.lengths, scale, dropout)
     output = query.new_zeros(*query.shape[:3], value.shape[-1])
     size, group = query.shape[1] // len(members), query.shape[1] // key.shape[1]
     for segment in documents.segments:
@@ -48,7 +51,7 @@ def attend(
             if len(members) > 1:
                 keys, values = keys[:, key_heads], values[:, key_heads]
             queries = query[rows, heads][:, :, segment.queries]
-            part = _one(queries, keys, values, member, segment.lengths, scale, dropout)
+            part = _one(queries, keys, values, segment.bind(member), segment.lengths, scale, dropout)
             output[rows, heads, segment.queries] = part
     if not documents.segments:
         # Nothing but padding: 0 that still depends on the inputs, so that a backward finds its way.

@@ -1,5 +1,6 @@
 """How well a model does under a mask, and what that costs."""
 
+from .generation import check_generation
 from .memory import peak_memory
 from .perplexity import Perplexity, perplexity, refuse_lookahead
 from .process import in_own_process
@@ -9,6 +10,7 @@ __all__ = [
     "STDLIB",
     "Perplexity",
     "Text",
+    "check_generation",
     "encode",
     "in_own_process",
     "load_text",

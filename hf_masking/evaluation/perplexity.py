@@ -142,7 +142,14 @@ def _summary(total: Tensor, counts: Tensor, text_bytes: int | None) -> Perplexit
 
 def refuse_lookahead(model: nn.Module, purpose: str) -> None:
     """Raises a ValueError if a mask of the model looks ahead: each prediction would have seen its answer."""
-    worst = max(layer_masks(model), key=lambda mask: mask.lookahead, default=None)
+    masks = layer_masks(model)
+    for mask in masks:
+        if not mask.is_bound:
+            raise ValueError(
+                f"mask {mask} sees marked tokens both ways, and a plain text does not say which, so {purpose} is "
+                "not defined; use a causal mask, or your own loop with prefix_lengths= or span_ids="
+            )
+    worst = max(masks, key=lambda mask: mask.lookahead, default=None)
     if worst is not None and worst.lookahead:
         raise ValueError(
             f"mask {worst} looks {worst.lookahead} tokens ahead, so {purpose} would score answers that were seen; "

@@ -2,6 +2,7 @@
 
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
+from .both_ways import Bounds
 from .causal import Causal
 from .compositions import Difference, Intersection, Union
 from .dilated import Dilated
@@ -9,10 +10,12 @@ from .log_sparse import LogSparse
 from .mask import Mask
 from .offsets import Offsets
 from .per_head import PerHead
+from .prefix import Prefix
 from .progression import FOREVER, Progression
 from .registry import PATTERNS
 from .sinks import Sinks
 from .sliding_window import SlidingWindow
+from .spans import Spans
 from .spec import MaskSyntaxError
 from .strided import Strided
 from .strip import Strip
@@ -24,6 +27,7 @@ __all__ = [
     "PATTERNS",
     "BlockCausal",
     "BlockLocal",
+    "Bounds",
     "Causal",
     "Difference",
     "Dilated",
@@ -33,9 +37,11 @@ __all__ = [
     "MaskSyntaxError",
     "Offsets",
     "PerHead",
+    "Prefix",
     "Progression",
     "Sinks",
     "SlidingWindow",
+    "Spans",
     "Strided",
     "Strip",
     "Summary",

@@ -44,6 +44,13 @@ class _Composition(Mask):
     def operands(self) -> tuple[Mask, ...]:
         raise NotImplementedError
 
+    def bind(self, spans: tuple[tuple[int, int], ...]) -> Mask:
+        return self if self.is_bound else self._of_operands(tuple(operand.bind(spans) for operand in self.operands))
+
+    @property
+    def is_bound(self) -> bool:
+        return all(operand.is_bound for operand in self.operands)
+
     @property
     def depth(self) -> int:
         return 1 + max(operand.depth for operand in self.operands)

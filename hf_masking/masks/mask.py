@@ -119,6 +119,19 @@ class Mask:
         """The masks of the groups of query heads, in order; one, unless the heads differ."""
         return (self,)
 
+    def bind(self, spans: tuple[tuple[int, int], ...]) -> Mask:
+        """The mask for one document, told what comes with the batch: where its marked spans are.
+
+        Parameters:
+            spans: first position and the one behind the last of each span, in order; a prefix is the one from 0.
+        """
+        return self
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether all is known without a batch; a mask that is not bound answers no question."""
+        return True
+
     @property
     def depth(self) -> int:
         """How deep the expression nests; a pattern has depth 0."""

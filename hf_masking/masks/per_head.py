@@ -43,6 +43,13 @@ class PerHead(Mask):
     def heads(self) -> tuple[Mask, ...]:
         return self.masks
 
+    def bind(self, spans: tuple[tuple[int, int], ...]) -> PerHead:
+        return self if self.is_bound else PerHead(tuple(mask.bind(spans) for mask in self.masks))
+
+    @property
+    def is_bound(self) -> bool:
+        return all(mask.is_bound for mask in self.masks)
+
     @property
     def depth(self) -> int:
         return max(mask.depth for mask in self.masks)

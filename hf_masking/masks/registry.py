@@ -7,8 +7,10 @@ from .dilated import Dilated
 from .log_sparse import LogSparse
 from .mask import Mask
 from .offsets import Offsets
+from .prefix import Prefix
 from .sinks import Sinks
 from .sliding_window import SlidingWindow
+from .spans import Spans
 from .strided import Strided
 from .summary import Summary
 
@@ -25,5 +27,7 @@ PATTERNS: dict[str, type[Mask]] = {
         LogSparse,
         Sinks,
         Summary,
+        Prefix,
+        Spans,
     )
 }

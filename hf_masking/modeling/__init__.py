@@ -1,13 +1,15 @@
 """The Transformers side: patching, positions, saving and loading, checks."""
 
-from .check import CheckReport, CheckRow, check_model
+from .check import TOLERANCES, CheckReport, CheckRow, check_model
 from .inspection import effective_mask
 from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
+from .prefix import prefix_cache
 from .pretrained import from_pretrained
-from .record import layer_masks
+from .record import layer_masks, pretrained
 
 __all__ = [
+    "TOLERANCES",
     "CheckReport",
     "CheckRow",
     "check_model",
@@ -17,5 +19,7 @@ __all__ = [
     "layer_masks",
     "patch_model",
     "patched",
+    "prefix_cache",
+    "pretrained",
     "unpatch_model",
 ]

@@ -16,6 +16,7 @@ from ..attention import masked_attention
 from ..masks import Mask, SlidingWindow
 from ..plan import Documents
 from . import batch, handle
+from .cache import MaskedLayer, layer_of
 from .settings import KEY as IMPLEMENTATION
 
 _LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
@@ -136,7 +137,11 @@ def attend(
         )
     _refuse_unknown(module, kwargs)
     mask = layer_mask.under(sliding_window)
-    documents = _read_handle(module, attention_mask, query.shape[2], key.shape[2])
+    cached = _cache_layer(module)
+    if cached is not None and layer_mask.backend != "flex":
+        # FlexAttention runs over neighbouring keys only: there the cache keeps them all.
+        cached.bind(mask)
+    documents = _documents(module, attention_mask, mask, cached, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
         _recorder.calls.append(Call(int(getattr(module, "layer_idx", 0)), layer_mask.mask, mask, documents))
     output = masked_attention(
@@ -154,20 +159,32 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _read_handle(module: nn.Module, attention_mask: Tensor | None, n_queries: int, n_keys: int) -> Documents:
-    if attention_mask is None or not handle.is_handle(attention_mask, n_queries + n_keys):
-        shape = None if attention_mask is None else list(attention_mask.shape)
-        raise ValueError(
-            f"{type(module).__name__} was called for {n_queries} queries and {n_keys} keys without this batch's "
-            f"positions (its mask slot holds {shape}); cross-attention, context parallelism and continuous batching "
-            "are not supported: call the patched model itself, or unpatch_model(model) first"
-        )
-    # All layers of a forward are handed the same tensor: where its documents stand is worked out once.
-    documents: Documents | None = getattr(attention_mask, _DECODED, None)
-    if documents is None:
-        documents = handle.decode(attention_mask, n_keys)
-        setattr(attention_mask, _DECODED, documents)
-    return documents
+def _cache_layer(module: nn.Module) -> MaskedLayer | None:
+    running = batch.current()
+    return None if running is None else layer_of(running.cache, module)
+
+
+def _documents(
+    module: nn.Module, slot: Tensor | None, mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int
+) -> Documents:
+    """What the mask slot says, or, of keys that are cached already, the cache."""
+    running = batch.current()
+    if slot is not None and handle.is_handle(slot, n_queries + n_keys):
+        # All layers of a forward are handed the same tensor: where its documents stand is worked out once.
+        documents: Documents | None = getattr(slot, _DECODED, None)
+        if documents is None:
+            documents = handle.decode(slot, n_keys)
+            setattr(slot, _DECODED, documents)
+        return documents
+    ours = slot is not None and handle.is_handle(slot, n_queries) and running is not None and running.new == n_queries
+    if ours and cached is not None and len(cached.columns) == n_keys:
+        return running.kept(mask, cached.columns)  # type: ignore[union-attr]
+    raise ValueError(
+        f"{type(module).__name__} was called for {n_queries} queries and {n_keys} keys without this batch's "
+        f"positions (its mask slot holds {None if slot is None else list(slot.shape)}); cross-attention, context "
+        "parallelism and continuous batching are not supported: call the patched model itself, or "
+        "unpatch_model(model) first"
+    )
 
 
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:

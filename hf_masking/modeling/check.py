@@ -24,6 +24,7 @@ from .record import find_patch, pretrained
 from .settings import Settings
 
 LENGTH = 12
+MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
 CHANGED = (0, 3, 5, 8)  # columns whose token is changed; the others would cost time and tell the same
 ITSELF = Mask.parse("window:1")
 PROBE = Mask.parse("strided:3|sinks:1")
@@ -76,10 +77,16 @@ class _Layout:
             positions.append(max(0, counts[document] if document >= 0 else max(counts.values())))
         return positions
 
+    @property
+    def spans(self) -> list[int]:
+        """The marked span of each column, -1 for none."""
+        spans = zip(self.ids, self.positions, strict=True)
+        return [document if position < MARKED else -1 for document, position in spans]
+
     def allowed(self, mask: Mask) -> Tensor:
         """``[N, N]``, pair by pair."""
         positions, n = self.positions, len(self.ids)
-        allowed = mask.dense(n)
+        allowed = mask.bind(((0, MARKED),)).dense(n)
         pairs = [
             [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
             for i in range(n)
@@ -140,6 +147,7 @@ class _Probe:
         self.vocabulary = base.config.get_text_config(decoder=True).vocab_size
         draw = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.vocabulary, (LENGTH,), generator=draw).to(self.device)
+        self.marks = not all(mask.is_bound for mask in self.wanted.masks(self.n_layers))
         self.takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
         self.scale = float(self.logits(self.tokens[None], PLAIN).std().nan_to_num(nan=1.0).clamp(min=1e-30))
 
@@ -150,6 +158,8 @@ class _Probe:
         arguments = {"position_ids": positions} if self.takes_positions else {"document_ids": ids}
         if layout is PADDED:
             arguments["attention_mask"] = (ids >= 0).long()
+        if self.marks:
+            arguments["span_ids"] = torch.tensor(layout.spans, device=self.device).expand_as(tokens)
         return self.model(input_ids=tokens, use_cache=False, **arguments).logits.float()
 
     def influence(self, layout: _Layout) -> Tensor:
@@ -232,17 +242,23 @@ class _Probe:
         return CheckRow(f"{layout.name} = each document alone, {mask}", difference <= self.tolerance, difference)
 
     def cache_agrees(self) -> Iterator[CheckRow]:
-        if any(mask.lookahead for mask in self.wanted.masks(self.n_layers)):
+        if any(mask.bind(()).lookahead for mask in self.wanted.masks(self.n_layers)):
             return
         for mask, masks in self.own_and_probe():
             with masks:
-                whole, cache, pieces = self.logits(self.tokens[None], PLAIN), None, []
-                for tokens in self.tokens[None].split([LENGTH - 4, 1, 1, 2], dim=1):
-                    output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
-                    cache = output.past_key_values
-                    pieces.append(output.logits.float())
+                whole, pieces = self.logits(self.tokens[None], PLAIN), self.cached_logits()
                 difference = float(_distance(torch.cat(pieces, 1), whole).max()) / self.scale
                 yield CheckRow(f"cached decoding = recomputation, {mask}", difference <= self.tolerance, difference)
+
+    def cached_logits(self) -> list[Tensor]:
+        """The logits of a text that comes in pieces."""
+        cache, pieces = None, []
+        marked = {"span_ids": torch.tensor([PLAIN.spans[: LENGTH - 4]], device=self.device)} if self.marks else {}
+        for tokens in self.tokens[None].split([LENGTH - 4, 1, 1, 2], dim=1):
+            output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **marked)
+            cache, marked = output.past_key_values, {}
+            pieces.append(output.logits.float())
+        return pieces
 
     def own_and_probe(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         own = {layer: self.wanted.mask_of(layer) for layer in range(self.n_layers)}

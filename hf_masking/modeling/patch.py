@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
 from ..masks import FOREVER, Mask
-from . import attention, batch, settings
+from . import attention, hooks, settings
 from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
@@ -125,12 +125,13 @@ def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: s
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
     settings.write(base.config, wanted)
     _attach(model, wanted, backend)
-    lookahead = max(mask.lookahead for mask in wanted.masks(settings.count_layers(base.config)))
+    masks = wanted.masks(settings.count_layers(base.config))
+    lookahead = max(mask.bind(()).lookahead for mask in masks)
+    enter = functools.partial(hooks.enter, lookahead=lookahead, marks=not all(mask.is_bound for mask in masks))
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
-            enter = functools.partial(batch.enter, lookahead=lookahead)
             patch.hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            patch.hooks.append(module.register_forward_hook(batch.leave, with_kwargs=True, always_call=True))
+            patch.hooks.append(module.register_forward_hook(hooks.leave, with_kwargs=True, always_call=True))
 
 
 def _undo(model: nn.Module) -> None:
@@ -177,7 +178,7 @@ def _require_checks(model: nn.Module) -> None:
 
 
 def _tell(wanted: Settings, n_layers: int) -> None:
-    masks = wanted.masks(n_layers)
+    masks = [mask.bind(()) for mask in wanted.masks(n_layers)]
     if all(int(mask.last_reader(torch.tensor(0))) < FOREVER for mask in masks):
         last = max(int(mask.last_reader(torch.tensor(0))) for mask in masks)
         logger.warning(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..masks import Mask
+from ..masks import Bounds, Mask
 from .layout import Lengths
 
 PADDING = -1
@@ -23,12 +23,20 @@ Columns = slice | Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """One document of one row: its lengths, and the columns of the batch in which its queries and its keys stand."""
+    """One document of one row: its lengths, and the columns of the batch in which its queries and its keys stand.
+
+    spans: first position and the one behind the last of its marked spans; None where nobody said.
+    """
 
     row: int
     lengths: Lengths
     queries: Columns
     keys: Columns
+    spans: Bounds | None = None
+
+    def bind(self, mask: Mask) -> Mask:
+        """The mask as it is in this document."""
+        return mask if self.spans is None else mask.bind(self.spans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +44,17 @@ class Documents:
     """Positions and documents of queries ``[B, Q]`` and keys ``[B, K]``, int32; B is 1 where all rows are alike.
 
     A position is the index of a token among the real tokens of its document, PADDING (-1) for what is none.
+
+    key_spans: the marked span of each key ``[B, K]``, negative for none; None where nobody said.
+    scattered: the keys of a document may have gaps, as in a cache that keeps only what can still be read.
     """
 
     query_positions: Tensor
     query_ids: Tensor
     key_positions: Tensor
     key_ids: Tensor
+    key_spans: Tensor | None = None
+    scattered: bool = False
 
     @classmethod
     @functools.lru_cache(maxsize=16)
@@ -52,16 +65,17 @@ class Documents:
         return cls(positions[:, n_keys - n_queries :], ids[:, n_keys - n_queries :], positions, ids)
 
     @classmethod
-    def from_ids(cls, ids: Tensor, query_columns: Tensor) -> Documents:
+    def from_ids(cls, ids: Tensor, query_columns: Tensor, spans: Tensor | None = None) -> Documents:
         """From the document of every key, negative for padding.
 
         Parameters:
             ids: ``[B, K]`` integers; equal ids in a row are one document, wherever they stand.
             query_columns: ``[Q]``, the columns of ``ids`` that the queries are.
+            spans: ``[B, K]``, the marked span of each key.
         """
         positions = positions_in_documents(ids)
         ids = ids.to(torch.int32)
-        return cls(positions[:, query_columns], ids[:, query_columns], positions, ids)
+        return cls(positions[:, query_columns], ids[:, query_columns], positions, ids, spans)
 
     @property
     def alike(self) -> bool:
@@ -76,18 +90,38 @@ class Documents:
             ValueError: the positions of a document's tokens are not consecutive.
         """
         described = [x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)]
-        rows = enumerate(zip(*described, strict=True))
+        spans = [None] * len(described[0]) if self.key_spans is None else list(self.key_spans.cpu())
+        rows = enumerate(zip(*described, spans, strict=True))
         return tuple(segment for index, row in rows for segment in _segments_of_row(index, *row))
 
     def allows(self, mask: Mask) -> Tensor:
         """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
-        allowed = mask.allows(self.query_positions[:, :, None], self.key_positions[:, None, :])
-        real = (self.query_positions >= 0)[:, :, None] & (self.key_positions >= 0)[:, None, :]
-        return allowed & real & (self.query_ids[:, :, None] == self.key_ids[:, None, :])
+        queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]
+        same = (self.query_ids[:, :, None] == self.key_ids[:, None, :]) & (queries >= 0) & (keys >= 0)
+        if mask.is_bound or self.key_spans is None:
+            return mask.allows(queries, keys) & same
+        allowed = torch.zeros_like(same)
+        for row, (ids, positions, spans) in enumerate(
+            zip(self.key_ids, self.key_positions, self.key_spans, strict=True)
+        ):
+            for document, columns in _columns_by_document(ids).items():
+                bound = mask.bind(_spans(positions[columns], spans[columns]))
+                allowed[row] |= bound.allows(queries[row], keys[row]) & (ids == document)
+        return allowed & same
+
+    def of_queries(self, rows: slice) -> Documents:
+        """For some of the queries."""
+        return replace(self, query_positions=self.query_positions[:, rows], query_ids=self.query_ids[:, rows])
+
+    def of_keys(self, columns: Tensor) -> Documents:
+        """For some of the keys ``[k]``."""
+        spans = None if self.key_spans is None else self.key_spans[:, columns]
+        positions, ids = self.key_positions[:, columns], self.key_ids[:, columns]
+        return replace(self, key_positions=positions, key_ids=ids, key_spans=spans, scattered=True)
 
 
 def _segments_of_row(
-    row: int, query_positions: Tensor, query_ids: Tensor, key_positions: Tensor, key_ids: Tensor
+    row: int, query_positions: Tensor, query_ids: Tensor, key_positions: Tensor, key_ids: Tensor, spans: Tensor | None
 ) -> Iterator[Segment]:
     queries, keys = _columns_by_document(query_ids), _columns_by_document(key_ids)
     for document, query_columns in queries.items():
@@ -97,7 +131,17 @@ def _segments_of_row(
         first_query, n_queries = _consecutive(query_positions[query_columns])
         first_key, n_keys = _consecutive(key_positions[key_columns])
         lengths = Lengths(first_query, n_queries, first_key, n_keys)
-        yield Segment(row, lengths, _as_slice(query_columns), _as_slice(key_columns))
+        marked = None if spans is None else _spans(key_positions[key_columns], spans[key_columns])
+        yield Segment(row, lengths, _as_slice(query_columns), _as_slice(key_columns), marked)
+
+
+def _spans(positions: Tensor, ids: Tensor) -> Bounds:
+    """First position and the one behind the last of each span of one document."""
+    bounds = []
+    for columns in _columns_by_document(ids).values():
+        first, length = _consecutive(positions[columns], "a marked span's")
+        bounds.append((first, first + length))
+    return tuple(sorted(bounds))
 
 
 def _columns_by_document(ids: Tensor) -> dict[int, Tensor]:
@@ -107,10 +151,10 @@ def _columns_by_document(ids: Tensor) -> dict[int, Tensor]:
     return {document: mine for document, mine in zip(documents.tolist(), columns, strict=True) if document >= 0}
 
 
-def _consecutive(positions: Tensor) -> tuple[int, int]:
+def _consecutive(positions: Tensor, whose: str = "a document's") -> tuple[int, int]:
     first = int(positions[0])
     if int(positions[-1]) - first != len(positions) - 1 or bool((positions.diff() != 1).any()):
-        raise ValueError(f"the positions of a document's tokens must be consecutive, got {positions.tolist()[:8]}...")
+        raise ValueError(f"the positions of {whose} tokens must be consecutive, got {positions.tolist()[:8]}...")
     return first, len(positions)
 
 

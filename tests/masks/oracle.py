@@ -22,6 +22,8 @@ PAIRS = {
     "dilated": lambda i, j, w, d: 0 <= i - j < w * d and (i - j) % d == 0,
     "log_sparse": lambda i, j, base=2: i - j in _log_sparse(base),
     "sinks": lambda i, j, n: j <= i and j < n,
+    "prefix": lambda i, j, p: i < p and j < p,
+    "spans": lambda i, j, *edges: any(a <= i < b and a <= j < b for a, b in zip(edges[::2], edges[1::2], strict=True)),
     "summary": lambda i, j, s, w: j <= i and j % s >= s - w,
 }
 

@@ -10,8 +10,10 @@ from hf_masking.masks import (
     LogSparse,
     Mask,
     Offsets,
+    Prefix,
     Sinks,
     SlidingWindow,
+    Spans,
     Strided,
     Summary,
 )
@@ -28,6 +30,10 @@ patterns: st.SearchStrategy[Mask] = st.one_of(
     st.builds(Dilated, small, small),
     st.builds(LogSparse, st.integers(2, 5)),
     st.builds(Sinks, small),
+    st.builds(Prefix, st.integers(0, 12)),
+    st.lists(st.integers(0, 20), min_size=2, max_size=7, unique=True).map(
+        lambda edges: Spans(tuple(sorted(edges))[: len(edges) // 2 * 2])
+    ),
     st.builds(lambda stride, width: Summary(stride, min(stride, width)), small, small),
 )
 

@@ -85,7 +85,7 @@ def test_last_reader_is_never_too_small(mask, key):
 
 
 def greatest_lookahead(mask):
-    pairs = brute_force(mask, 11, 20).nonzero()
+    pairs = brute_force(mask, 21, 21).nonzero()
     return max([0, *(pairs[:, 1] - pairs[:, 0]).tolist()])
 
 

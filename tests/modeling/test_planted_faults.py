@@ -1,5 +1,7 @@
 """`check_model` catches what can go wrong between a mask and the logits: each fault planted here turns it red."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import AttentionMaskInterface
@@ -7,7 +9,7 @@ from transformers import AttentionMaskInterface
 from hf_masking.attention import BACKENDS
 from hf_masking.masks import Mask, SlidingWindow, Strip
 from hf_masking.masks.progression import Progression
-from hf_masking.modeling import attention, batch, check_model, handle, patch_model
+from hf_masking.modeling import attention, batch, check_model, handle, patch_model, reading
 from hf_masking.plan import Documents, documents
 
 from .families import CONFIGS, build
@@ -52,13 +54,13 @@ def attention_sees_the_future(monkeypatch, model):
 
 @fault
 def padding_ignored(monkeypatch, model):
-    monkeypatch.setattr(batch, "_read_padding", lambda attention_mask, rows, seen, new: None)
+    monkeypatch.setattr(reading, "_read_padding", lambda attention_mask, rows, seen, new: None)
     monkeypatch.setattr(batch, "ids_from_padding", lambda padding: torch.zeros_like(padding, dtype=torch.int))
 
 
 @fault
 def packing_ignored(monkeypatch, model):
-    monkeypatch.setattr(batch, "_read_position_ids", lambda *arguments: None)
+    monkeypatch.setattr(reading, "_read_position_ids", lambda *arguments: None)
 
 
 @fault
@@ -72,30 +74,32 @@ def positions_are_columns(monkeypatch, model):
 
 @fault
 def a_hole_starts_a_document(monkeypatch, model):
-    monkeypatch.setattr(batch, "ids_from_padding", lambda real: torch.where(real.bool(), (~real.bool()).cumsum(-1), -1))
-
-
-@fault
-def decoded_queries_one_position_late(monkeypatch, model):
-    honest = batch.documents
     monkeypatch.setattr(
-        batch,
-        "documents",
-        lambda mask, q, k, offset, *rest: honest(mask, q, k, max(0, offset - 1) if offset else 0, *rest),
+        reading, "ids_from_padding", lambda real: torch.where(real.bool(), (~real.bool()).cumsum(-1), -1)
     )
 
 
 @fault
-def a_cached_key_is_dropped(monkeypatch, model):
-    honest = handle.decode
+def decoded_queries_one_position_late(monkeypatch, model):
+    honest = batch.Batch.describe
 
-    def without_the_first_key(tensor, n_keys):
-        found = honest(tensor, n_keys)
-        if found.query_positions.shape[1] < n_keys:
-            found.key_ids[:, 2] = -2
+    def describe(self, columns):
+        found = honest(self, columns)
+        return dataclasses.replace(found, query_positions=found.query_positions - 1)
+
+    monkeypatch.setattr(batch.Batch, "describe", describe)
+
+
+@fault
+def a_cached_key_is_dropped(monkeypatch, model):
+    honest = batch.Batch.describe
+
+    def without_the_first_key(self, columns):
+        found = honest(self, columns)
+        found.key_ids[:, 2:3] = -2
         return found
 
-    monkeypatch.setattr(handle, "decode", without_the_first_key)
+    monkeypatch.setattr(batch.Batch, "describe", without_the_first_key)
 
 
 @fault

@@ -1,0 +1,307 @@
+"""Does every mode of `generate` give what recomputation without a cache would give?
+
+The sequences that a mode has written are read once more in one forward without a cache. Its logits must be those that
+the mode has seen, step by step, and its tokens those that follow from them: the greatest, or the ones that the same
+seed draws.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..modeling import (
+    TOLERANCES,
+    CheckReport,
+    CheckRow,
+    evaluating,
+    layer_masks,
+    patch_model,
+    prefix_cache,
+    pretrained,
+    unpatch_model,
+)
+from ..modeling.cache import ROLLBACK
+
+NEW = 10  # tokens that a mode writes
+_SEED = 7
+
+
+def check_generation(
+    model: nn.Module,
+    *,
+    lengths: Sequence[int] | None = None,
+    new_tokens: int = NEW,
+    on_mode: Callable[[str], None] = lambda mode: None,
+) -> CheckReport:
+    """Runs every mode of `generate` on random prompts and compares it with recomputation.
+
+    Parameters:
+        model: a patched model.
+        lengths: tokens in the prompts; by default around every border of the mask, see `borders`.
+        new_tokens: how many tokens each mode writes.
+        on_mode: called with the name of each mode before it runs.
+
+    Returns:
+        A row for each mode, with the greatest difference of its logits, relative to their standard deviation.
+
+    Raises:
+        ValueError: the model is not patched, or too short for the prompts.
+    """
+    if not (masks := layer_masks(model)):
+        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    longest = _longest(model) - 3 * new_tokens
+    lengths = [length for length in borders(masks) if length <= longest] if lengths is None else list(lengths)
+    if not lengths or max(lengths) > longest or min(lengths) < 2:
+        raise ValueError(f"prompts of {lengths} tokens, expected 2 to {longest} for this model")
+    base = pretrained(model)
+    with evaluating(model), torch.no_grad(), _plain_generation(base, new_tokens):
+        probe = _Probe(base)
+        rows = []
+        for name, mode in MODES.items():
+            on_mode(name)
+            rows.append(_row(probe, name, mode, lengths))
+    return CheckReport(tuple(rows))
+
+
+def borders(masks: Sequence[Any]) -> list[int]:
+    """W-1, W, W+1, 2W and 5W of the widest window in the masks, and a length at which caches have let go of keys."""
+    keys = torch.arange(2**20, 2**20 + 2**12)
+    reaches = [int((mask.bind(()).last_reader(keys) - keys + 1).max()) for mask in masks]
+    window = max((reach for reach in reaches if reach < 2**20), default=8)
+    lengths = {window - 1, window, window + 1, 2 * window, 5 * window, window + 2 * ROLLBACK}
+    return sorted(length for length in lengths if length >= 2)
+
+
+def _longest(model: nn.Module) -> int:
+    config = pretrained(model).config.get_text_config(decoder=True)
+    return int(getattr(config, "max_position_embeddings", 2**31))
+
+
+@contextmanager
+def _plain_generation(model: PreTrainedModel, new_tokens: int) -> Iterator[None]:
+    """Nothing but what a mode asks for: the model's own defaults may sample, stop early or penalise."""
+    held = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=new_tokens, pad_token_id=0, do_sample=False, disable_compile=True
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = held
+
+
+class _Probe:
+    """A model, and what the modes ask of it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+        self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
+        self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        self.marks = not all(mask.is_bound for mask in layer_masks(model))
+
+    def prompt(self, rows: int, length: int) -> Tensor:
+        draw = torch.Generator().manual_seed(_SEED)
+        return torch.randint(self.vocabulary, (rows, length), generator=draw).to(self.device)
+
+    def generate(self, prompt: Tensor, **options: Any) -> Any:
+        torch.manual_seed(_SEED)
+        # Given, since `generate` takes a token that happens to be the padding's for padding.
+        options = {"output_logits": True, "attention_mask": torch.ones_like(prompt)} | options
+        return self.model.generate(prompt, return_dict_in_generate=True, **options)
+
+    def recomputed(self, sequences: Tensor, prompt: int) -> Tensor:
+        """``[B, N, vocabulary]`` in one forward without a cache; the first ``prompt`` tokens are the prefix, if any."""
+        marked = {"prefix_lengths": [prompt] * len(sequences)} if self.marks else {}
+        return self.model(input_ids=sequences, use_cache=False, **marked).logits.float()
+
+    def difference(self, seen: Tensor, sequences: Tensor, prompt: int, *, drawn: bool = False) -> float:
+        """Between the logits that a mode has seen for its new tokens ``[B, n, vocabulary]`` and the recomputed ones.
+
+        Parameters:
+            sequences: prompt and new tokens ``[B, N]``.
+            prompt: tokens in the prompt that is the prefix.
+            drawn: the tokens are those that the seed draws, not the greatest.
+        """
+        logits = self.recomputed(sequences, prompt)[:, -seen.shape[1] - 1 : -1]
+        scale = float(logits.std().clamp(min=1e-30))
+        written = sequences[:, -seen.shape[1] :]
+        worst = float((seen.float() - logits).abs().max()) / scale
+        if drawn:
+            torch.manual_seed(_SEED)
+            steps = logits.softmax(-1).unbind(1)
+            again = torch.stack([torch.multinomial(step, 1)[:, 0] for step in steps], dim=1)
+            return worst if torch.equal(again, written) else float("inf")
+        # A token that is not the greatest may be one of two that are equal but for rounding.
+        below = logits.amax(-1) - logits.gather(-1, written[..., None])[..., 0]
+        return max(worst, float(below.max()) / scale)
+
+
+def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], float], lengths: Sequence[int]) -> CheckRow:
+    worst, detail = 0.0, ""
+    for length in lengths:
+        try:
+            difference = mode(probe, length)
+        except _NotHereError as reason:
+            return CheckRow(name, True, 0.0, f"(not run: {reason})")
+        except ValueError as error:
+            return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {error})")
+        if not difference <= worst:
+            worst, detail = difference, f"(prompts of {length} tokens)"
+    return CheckRow(name, worst <= probe.tolerance, worst, "" if worst <= probe.tolerance else detail)
+
+
+class _NotHereError(Exception):
+    """A mode that this model, mask or machine does not have."""
+
+
+def _greedy(probe: _Probe, length: int, rows: int = 2, drawn: bool = False, **options: Any) -> float:
+    prompt = probe.prompt(rows, length)
+    result = probe.generate(prompt, **options)
+    return probe.difference(torch.stack(result.logits, 1), result.sequences, length, drawn=drawn)
+
+
+def _sampling(probe: _Probe, length: int, **options: Any) -> float:
+    return _greedy(probe, length, drawn=True, do_sample=True, top_k=0, **options)
+
+
+def _beams(probe: _Probe, length: int, **options: Any) -> float:
+    """The score of each beam is that of its tokens; the beams are those of `generate` without a cache."""
+    prompt = probe.prompt(2, length)
+    options |= {"num_beams": 3, "num_return_sequences": 3, "output_scores": True, "top_k": 0}
+    result = probe.generate(prompt, **options)
+    written = result.sequences[:, length:]
+    logits = probe.recomputed(result.sequences, length)[:, length - 1 : -1]
+    scores = logits.log_softmax(-1).gather(-1, written[..., None])[..., 0].mean(-1)
+    worst = float((scores - result.sequences_scores).abs().max())
+    if not probe.marks:  # a prefix is frozen in a cache: without one `generate` cannot say it
+        again = probe.generate(prompt, use_cache=False, **options)
+        worst = worst if torch.equal(again.sequences, result.sequences) else float("inf")
+    return worst
+
+
+def _beam_sampling(probe: _Probe, length: int) -> float:
+    return _beams(probe, length, do_sample=True)
+
+
+def _prompt_lookup(probe: _Probe, length: int) -> float:
+    prompt = probe.prompt(1, (length + 1) // 2).repeat(1, 2)[:, :length]
+    result = probe.generate(prompt, prompt_lookup_num_tokens=3)
+    return probe.difference(torch.stack(result.logits, 1), result.sequences, length)
+
+
+def _assisted(probe: _Probe, length: int) -> float:
+    return _greedy(probe, length, rows=1, assistant_model=_draft(probe))
+
+
+def _assisted_patched(probe: _Probe, length: int) -> float:
+    if probe.marks:
+        raise _NotHereError("a draft model takes back a part of its prefix")
+    draft = _draft(probe)
+    patch_model(draft, layer_masks(probe.model)[0], check=False)
+    return _greedy(probe, length, rows=1, assistant_model=draft)
+
+
+def _draft(probe: _Probe) -> PreTrainedModel:
+    """The same model with other weights in its last layers: mostly right, and sometimes wrong."""
+    draft = unpatch_model(copy.deepcopy(probe.model))
+    torch.manual_seed(_SEED)
+    for parameter in draft.parameters():
+        if parameter.is_floating_point() and parameter.ndim > 1:
+            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
+    return draft
+
+
+def _chunked_prefill(probe: _Probe, length: int) -> float:
+    options: dict[str, Any] = {"prefill_chunk_size": max(1, length // 3)}
+    if probe.marks:
+        # A prefix comes in one call, so it is that of the first chunk.
+        length, marked = length, max(1, length // 3)
+        options["past_key_values"] = prefix_cache(probe.model, [marked] * 2)
+        result = probe.generate(probe.prompt(2, length), **options)
+        return probe.difference(torch.stack(result.logits, 1), result.sequences, marked)
+    return _greedy(probe, length, **options)
+
+
+def _turns(probe: _Probe, length: int) -> float:
+    first = probe.generate(probe.prompt(2, length))
+    text = torch.cat([first.sequences, probe.prompt(2, 5)], dim=1)
+    second = probe.generate(text, past_key_values=first.past_key_values)
+    return probe.difference(torch.stack(second.logits, 1), second.sequences, length)
+
+
+def _left_padding(probe: _Probe, length: int) -> float:
+    """Unequal prompts in one batch; each is recomputed alone and unpadded."""
+    lengths = [length, length - 1, max(1, length // 2)]
+    prompt, attention_mask = probe.prompt(3, length), torch.ones(3, length, dtype=torch.long, device=probe.device)
+    for row, real in enumerate(lengths):
+        attention_mask[row, : length - real] = 0
+    result = probe.generate(prompt, attention_mask=attention_mask)
+    logits = torch.stack(result.logits, 1)
+    return max(
+        probe.difference(logits[row, None], result.sequences[row, None, length - real :], real)
+        for row, real in enumerate(lengths)
+    )
+
+
+def _embeddings(probe: _Probe, length: int) -> float:
+    prompt = probe.prompt(2, length)
+    torch.manual_seed(_SEED)
+    embeddings = probe.model.get_input_embeddings()(prompt)
+    result = probe.model.generate(inputs_embeds=embeddings, return_dict_in_generate=True, output_logits=True)
+    return probe.difference(torch.stack(result.logits, 1), torch.cat([prompt, result.sequences], 1), length)
+
+
+def _static(probe: _Probe, length: int) -> float:
+    if probe.marks:
+        raise _NotHereError("a static cache cannot say a prefix")
+    return _greedy(probe, length, cache_implementation="static")
+
+
+def _offloaded(probe: _Probe, length: int) -> float:
+    if probe.device.type == "cpu":
+        raise _NotHereError("it needs an accelerator")
+    return _greedy(probe, length, cache_implementation="offloaded")
+
+
+def _return_sequences(probe: _Probe, length: int) -> float:
+    return _sampling(probe, length, num_return_sequences=3)
+
+
+def _forward_by_forward(probe: _Probe, length: int) -> float:
+    """The model's own forward with a cache: the prompt, then several tokens, then one by one."""
+    tokens = probe.prompt(2, length + 8)
+    marked: dict[str, Any] = {"prefix_lengths": [length] * 2} if probe.marks else {}
+    cache, logits = None, []
+    for piece in tokens.split([length, 4, 1, 1, 2], dim=1):
+        output = probe.model(input_ids=piece, past_key_values=cache, use_cache=True, **marked)
+        cache, marked = output.past_key_values, {}
+        logits.append(output.logits.float())
+    whole = probe.recomputed(tokens, length)
+    return float((torch.cat(logits, 1) - whole).abs().max() / whole.std().clamp(min=1e-30))
+
+
+MODES: dict[str, Callable[[_Probe, int], float]] = {
+    "greedy": _greedy,
+    "sampling": _sampling,
+    "several return sequences": _return_sequences,
+    "beams": _beams,
+    "beam sampling": _beam_sampling,
+    "prompt lookup": _prompt_lookup,
+    "assisted by a draft model": _assisted,
+    "assisted by a patched draft model": _assisted_patched,
+    "chunked prefill": _chunked_prefill,
+    "several turns on one cache": _turns,
+    "left-padded prompts of unequal length": _left_padding,
+    "inputs_embeds": _embeddings,
+    "static cache": _static,
+    "offloaded cache": _offloaded,
+    "forward by forward": _forward_by_forward,
+}

@@ -1,0 +1,85 @@
+"""Spans whose tokens see each other both ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .intervals import Intervals
+from .mask import Mask
+from .tile import Tile, classify
+
+Bounds = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BothWays(Mask):
+    """Query and key are in the same span. Where the spans are comes with each row of a batch: see `Mask.bind`."""
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """First position and the one behind the last of each span, in order; None where only the batch knows."""
+        raise NotImplementedError
+
+    @property
+    def is_bound(self) -> bool:
+        return self.bounds is not None
+
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        starts, stops = self._edges(q)
+        span = _span_of(q, starts, stops)
+        # Rows outside of the spans are empty, and lie where keys are.
+        first, stop = (torch.where(span >= 0, _look_up(edges, span), q) for edges in (starts, stops))
+        return [Intervals(first, stop)]
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        edges = self._edges(q)
+        span = _span_of(q, *edges)
+        return (span >= 0) & (span == _span_of(k, *edges))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        starts, stops = self._edges(q_lo)
+        if not len(starts):
+            return torch.full(torch.broadcast_shapes(q_lo.shape, k_lo.shape), Tile.NONE, dtype=torch.int8)
+        # The spans that each range meets are those from the first that ends behind its start.
+        first_q, first_k = (torch.searchsorted(stops, low.contiguous(), right=True) for low in (q_lo, k_lo))
+        last_q, last_k = (torch.searchsorted(starts, high.contiguous()) - 1 for high in (q_hi, k_hi))
+        first, last = torch.maximum(first_q, first_k), torch.minimum(last_q, last_k)
+        none = (first > last) | (q_lo >= q_hi) | (k_lo >= k_hi)
+        one = first.clamp(max=len(starts) - 1)
+        inside = (starts[one] <= torch.minimum(q_lo, k_lo)) & (stops[one] >= torch.maximum(q_hi, k_hi))
+        return classify(none, inside)
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        starts, stops = self._edges(k)
+        span = _span_of(k, starts, stops)
+        return torch.where(span >= 0, _look_up(stops, span) - 1, -1)
+
+    @property
+    def lookahead(self) -> int:
+        starts, stops = self._edges(torch.empty(0))
+        return max((stops - starts - 1).tolist(), default=0)
+
+    def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Starts and stops of the spans that are not empty."""
+        if self.bounds is None:
+            raise ValueError(
+                f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
+                "(in `generate` the prompt is the prefix), or write a fixed one such as 'prefix:17'"
+            )
+        edges = torch.tensor([span for span in self.bounds if span[0] < span[1]], dtype=torch.long, device=like.device)
+        starts, stops = edges.reshape(-1, 2).unbind(-1)
+        return starts.contiguous(), stops.contiguous()
+
+
+def _span_of(x: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+    """The number of the span in which each position lies, -1 for none."""
+    span = torch.searchsorted(starts, x.contiguous(), right=True) - 1
+    return torch.where((span >= 0) & (x < _look_up(stops, span)), span, -1)
+
+
+def _look_up(edges: Tensor, span: Tensor) -> Tensor:
+    """``edges[span]``, with 0 where there is no span."""
+    return torch.nn.functional.pad(edges, (0, 1))[span]

@@ -1,0 +1,255 @@
+"""Cache layers that keep the keys which the mask lets some later query read.
+
+A mask says of each key the last position that reads it, so what may be dropped is a theorem and not a policy. Keys
+are appended in place; where there is no room left, those that nobody can read any more are dropped first. A mask that
+never forgets keeps everything, without the copy of the whole cache that Transformers' own makes at each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache
+
+from ..masks import Mask
+from .batch import Batch, current
+
+# So many last tokens can be taken back (assisted decoding does), whatever has been dropped.
+ROLLBACK = 64
+_ORDINARY = (DynamicLayer, DynamicSlidingWindowLayer)
+_PREFIX = "hf_masking_prefix_lengths"  # the attribute of a cache that was made for given prefixes
+
+
+class MaskedLayer(DynamicLayer):
+    """The keys and values of one layer: those in ``columns``, of the ``seen`` columns that there have been.
+
+    mask: what later queries read, as far as this layer's attention has said; until then everything is kept.
+    floor: cropped to fewer tokens than this, the cache would lack keys that it has dropped.
+    marked: cropped to fewer, it would lack tokens of a prefix or a span that the others of it have seen.
+    """
+
+    # The tensors behind `keys` and `values`, which have room for more columns.
+    _keys: Any
+    _values: Any
+
+    def __init__(self) -> None:
+        self.columns = torch.arange(0)
+        super().__init__()
+        self.mask: Mask | None = None
+        self.seen = self.floor = self.marked = 0
+        # At the last drop: a number of columns, and how many of them held real tokens, by row.
+        self._real: tuple[int, Tensor] | None = None
+
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self._keys is None else self._keys[:, :, : len(self.columns)]
+
+    @keys.setter
+    def keys(self, keys: Tensor | None) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self._values is None else self._values[:, :, : len(self.columns)]
+
+    @values.setter
+    def values(self, values: Tensor | None) -> None:
+        self._values = values
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.columns = self.columns.to(self.device)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends the keys and values of new tokens ``[B, H, n, D]``; returns all that are kept, these included."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        batch, kept, new = current(), len(self.columns), key_states.shape[2]
+        if batch is not None:
+            self._check(batch)
+        if torch.is_grad_enabled() and (self._keys.requires_grad or key_states.requires_grad):
+            # Written in place, earlier steps could not be differentiated.
+            self.keys = torch.cat([self._keys[:, :, :kept], key_states], dim=2)
+            self.values = torch.cat([self._values[:, :, :kept], value_states], dim=2)
+        else:
+            # What was made in inference mode may not be written to outside of it.
+            closed = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+            if closed or kept + new > self._keys.shape[2]:
+                kept = self._make_room(batch, new)
+            self._keys[:, :, kept : kept + new] = key_states
+            self._values[:, :, kept : kept + new] = value_states
+        self.columns = torch.cat([self.columns, torch.arange(self.seen, self.seen + new, device=self.device)])
+        self.seen += new
+        if batch is not None:
+            self.marked = max(self.marked, batch.marked)
+        return self._keys[:, :, : kept + new], self._values[:, :, : kept + new]
+
+    def _make_room(self, batch: Batch | None, new: int) -> int:
+        """Drops what nobody reads and moves the rest to where ``new`` columns fit behind it; returns how many are left.
+
+        Spare room is a share of what is kept, so that a column is moved a bounded number of times for each new one.
+        """
+        live = self._live(batch)
+        kept = len(self.columns) if live is None else len(live)
+        spare = kept // 4 if live is None else max(1, kept // 128)
+        for name in ("_keys", "_values"):
+            states = getattr(self, name)
+            moved = states.new_empty(*states.shape[:2], kept + new + spare, states.shape[3])
+            moved[:, :, :kept] = states[:, :, :kept] if live is None else states.index_select(2, live)
+            setattr(self, name, moved)
+        if live is not None:
+            self.columns = self.columns[live]
+        return kept
+
+    def _live(self, batch: Batch | None) -> Tensor | None:
+        """The indices of the columns that some query can still read, the last `ROLLBACK` taken back; None for all."""
+        first = max(0, self.seen - ROLLBACK)
+        if batch is None or batch.packed or self.mask is None or not first:
+            return None
+        # What is marked was marked in full when it came, so no later query reads more of it.
+        positions, next_query = batch.positions(self.columns), batch.count(first).to(self.device)[:, None]
+        live = (positions >= 0) & (self.mask.bind(()).last_reader(positions) >= next_query)
+        indices = live.any(0).nonzero()[:, 0]
+        if len(indices) == len(self.columns):
+            return None
+        self.floor, self._real = first, (first, batch.count(first))
+        return indices
+
+    def _check(self, batch: Batch) -> None:
+        if self._real is not None and not bool((batch.count(self._real[0]) == self._real[1]).all()):
+            raise ValueError(
+                "attention_mask says something else of the cached tokens than before, and keys have been dropped by "
+                "what it said; pass the mask of all tokens, the cached ones included, in every call"
+            )
+
+    def bind(self, mask: Mask) -> None:
+        """Says what later queries read."""
+        if self.mask not in (None, mask) and self._real is not None:
+            raise ValueError(
+                f"this cache has dropped what '{self.mask}' cannot read, and the layer's mask is '{mask}' now; "
+                "start with an empty cache"
+            )
+        self.mask = mask
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens, ``-n`` for n of them (a positive number is the length to keep).
+
+        Raises:
+            ValueError: what is asked for needs keys that have been dropped, or a part of a prefix.
+        """
+        wanted = int(tokens_to_remove)
+        wanted = min(self.seen, max(0, self.seen + wanted if wanted <= 0 else wanted))
+        if wanted == self.seen:
+            return
+        if wanted < self.floor:
+            raise ValueError(
+                f"a cache of {self.seen} tokens cannot be cropped to {wanted}: it has dropped what the tokens before "
+                f"{self.floor} read under '{self.mask}' ({ROLLBACK} tokens can always be taken back); start with an "
+                "empty cache"
+            )
+        if wanted < self.marked:
+            raise ValueError(
+                f"a cache of {self.seen} tokens cannot be cropped to {wanted}: that would part a prefix of "
+                f"{self.marked}, whose tokens have seen each other; start with an empty cache (a draft model for "
+                "assisted decoding must be one without a prefix mask)"
+            )
+        self.columns = self.columns[: int((self.columns < wanted).sum())]
+        self.seen = wanted
+
+    def reset(self) -> None:
+        MaskedLayer.__init__(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self._real is not None:
+            self._select(torch.arange(len(self._real[1])).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select(indices)
+
+    def _select(self, rows: Tensor) -> None:
+        if self._real is not None and len(self._real[1]) > 1:
+            self._real = self._real[0], self._real[1][rows.to(self._real[1].device)]
+
+
+def adopt(cache: Cache) -> bool:
+    """Makes the layers of an empty cache `MaskedLayer`s where all are ordinary; whether they all are.
+
+    Raises:
+        ValueError: the cache has dropped keys by another rule than the mask, or changes them.
+    """
+    if isinstance(cache, QuantizedCache):
+        raise ValueError(
+            "a quantized cache changes the keys, so what it gives is not what the mask means; use the default"
+        )
+    if not isinstance(cache, DynamicCache):
+        return False
+    if cache.get_seq_length():
+        _refuse_lost_keys(cache)
+    elif torch.compiler.is_compiling():
+        # What is kept depends on the data, which a compiled graph may not.
+        _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
+    elif all(type(layer) in (*_ORDINARY, MaskedLayer) for layer in cache.layers):
+        for kind in _ORDINARY:
+            _replace(cache, kind, MaskedLayer)
+        if cache.layer_class_to_replicate is DynamicLayer:
+            cache.layer_class_to_replicate = MaskedLayer
+    else:
+        # Layers with a recurrent state beside: these stay as they are.
+        _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
+    layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
+    return all(layer is MaskedLayer for layer in layers)
+
+
+def _replace(cache: Cache, old: type, new: type) -> None:
+    cache.layers[:] = [new() if type(layer) is old else layer for layer in cache.layers]
+
+
+def _refuse_lost_keys(cache: Cache) -> None:
+    for layer in cache.layers:
+        if type(layer) is DynamicSlidingWindowLayer and layer.keys.shape[-2] < layer.get_seq_length():
+            raise ValueError(
+                f"this cache has {layer.get_seq_length()} tokens behind it and holds {layer.keys.shape[-2]}, chosen by "
+                "the config and not by the mask; start with an empty cache"
+            )
+
+
+def new_cache(config: PreTrainedConfig) -> DynamicCache | None:
+    """A cache for a model that would make one itself; None where its layers are of another kind."""
+    cache = DynamicCache(config=config)
+    return cache if all(type(layer) in _ORDINARY for layer in cache.layers) and adopt(cache) else None
+
+
+def layer_of(cache: Cache | None, module: nn.Module) -> MaskedLayer | None:
+    """The cache layer of an attention module, if it is one of ours."""
+    index = getattr(module, "layer_idx", None)
+    if cache is None or not isinstance(index, int) or index >= len(cache.layers):
+        return None
+    layer = cache.layers[index]
+    return layer if isinstance(layer, MaskedLayer) else None
+
+
+def prefix_lengths(cache: Cache | None) -> Tensor | None:
+    """The prefixes that a cache was made for, ``[B]``."""
+    return getattr(cache, _PREFIX, None)
+
+
+def set_prefix_lengths(cache: Cache, lengths: Sequence[int] | Tensor) -> None:
+    setattr(cache, _PREFIX, torch.as_tensor(lengths))

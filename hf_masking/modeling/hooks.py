@@ -1,0 +1,91 @@
+"""The hooks that a patched model runs around every forward of itself and of the models inside it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from . import batch, reading
+from .cache import adopt, new_cache
+from .settings import KEY
+
+
+def enter(
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int, marks: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: reads the batch, adopts the cache, takes the plugin's own arguments out.
+
+    Parameters:
+        lookahead: the greatest one of the model's masks, outside of marked spans.
+        marks: whether a mask of the model asks for marked spans.
+    """
+    running = batch.around(module)
+    if running is None:
+        _refuse_another_implementation(module)
+        names = list(inspect.signature(module.forward).parameters)
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        kwargs = {name: value for name, value in kwargs.items() if name not in reading.OWN}
+        _refuse_generation(arguments, lookahead)
+        if arguments.get("output_attentions"):
+            raise ValueError(
+                "attention weights are not kept under a mask; effective_mask(model, ...) shows what is seen"
+            )
+        cache = _cache(module, arguments)
+        running = reading.read(arguments, cache if cache is not None and adopt(cache) else None, marks=marks)
+        if cache is not arguments.get("past_key_values"):
+            place = names.index("past_key_values")
+            if place < len(args):
+                args = (*args[:place], cache, *args[place + 1 :])
+            else:
+                kwargs["past_key_values"] = cache
+    batch.push(module, running)
+    return args, kwargs
+
+
+def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook that runs also after an exception."""
+    left = batch.pop(module)
+    if left is not None and left.packed:
+        returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+        for value in (*kwargs.values(), *returned):
+            reading.remember_packing(value)
+
+
+def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache that was given, or the one that the model would make itself."""
+    cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
+    if cache is not None:
+        return cache
+    use_cache = getattr(module.config, "use_cache", False) if use_cache is None else use_cache
+    checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+    return new_cache(module.config) if use_cache and not checkpoints else None
+
+
+def _refuse_another_implementation(module: PreTrainedModel) -> None:
+    """`set_attn_implementation` on a patched model would leave a model that silently attends to everything."""
+    implementation = module.config.get_text_config()._attn_implementation
+    if implementation != KEY:
+        raise ValueError(
+            f"attention was switched to {implementation!r} after patch_model, which loses the mask; "
+            "call unpatch_model(model) for full attention, or patch_model(model, mask) again"
+        )
+
+
+def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
+    if not lookahead:
+        return
+    cache = arguments.get("past_key_values")
+    decodes = cache is not None and bool(cache.get_seq_length())
+    # What `generate` asks for in every step, cached or not.
+    asks_for_next_token = not torch.is_grad_enabled() and arguments.get("logits_to_keep") in (1, True)
+    if decodes or asks_for_next_token:
+        raise ValueError(
+            f"the mask looks {lookahead} tokens ahead, so a model under it cannot generate; "
+            "use a causal mask, for example patch_model(model, 'block_local:64,1')"
+        )
