@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest clean
+.PHONY: demo test test-slow test-oldest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-masking compare --output runs/compare.json
@@ -17,6 +17,9 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
 test-oldest:
 	$(MAKE) .venv-oldest/.oldest VENV=.venv-oldest

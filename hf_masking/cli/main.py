@@ -8,10 +8,12 @@ from collections.abc import Callable
 import typer
 
 from .bench import bench
+from .check import check
 from .compare import compare
 from .console import errors, quiet
 from .eval import evaluate
 from .finetune import finetune
+from .generate import generate
 from .options import expand
 from .show import show
 
@@ -30,6 +32,14 @@ EXAMPLES = {
         "hf-masking eval gpt2 --mask causal --mask 'window:256|sinks:4' --data book.txt",
         "hf-masking eval ./my-model --mask window:256 --layer 0=causal --context 1024 --stride 512",
     ],
+    "check": [
+        "hf-masking check gpt2 --mask 'window:256|sinks:4'",
+        "hf-masking check ./my-model --mask 'window:64|sinks:4' --length 63 --length 320 --output check.json",
+    ],
+    "generate": [
+        "hf-masking generate gpt2 --mask 'window:256|sinks:4' --prompt 'Once upon a time' --max-new-tokens 1000",
+        "hf-masking generate ./my-model --prompt 'def main(' --temperature 0.8 --top-p 0.95",
+    ],
     "finetune": [
         "hf-masking finetune gpt2 --mask 'window:256|sinks:4' --data book.txt --output runs/window",
         "accelerate launch scripts/finetune.py gpt2 --mask window:256 --data book.txt --output runs/window",
@@ -46,7 +56,9 @@ EXAMPLES = {
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "show": show,
+    "check": check,
     "eval": evaluate,
+    "generate": generate,
     "finetune": finetune,
     "compare": compare,
     "bench": bench,

@@ -1,5 +1,6 @@
 """How well a model does under a mask, and what that costs."""
 
+from .cache_size import CacheSize, cache_size
 from .generation import check_generation
 from .memory import peak_memory
 from .perplexity import Perplexity, perplexity, refuse_lookahead
@@ -8,8 +9,10 @@ from .text import STDLIB, Text, encode, load_text
 
 __all__ = [
     "STDLIB",
+    "CacheSize",
     "Perplexity",
     "Text",
+    "cache_size",
     "check_generation",
     "encode",
     "in_own_process",

@@ -38,6 +38,7 @@ class Batch:
     spans: Tensor | None = None
     cache: Cache | None = None
     _counts: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _readable: dict[Mask, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _kept: dict[Mask, tuple[Tensor, Documents]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
@@ -62,6 +63,16 @@ class Batch:
         known = self._kept.get(mask)
         if known is None or not torch.equal(known[0], columns):
             known = self._kept[mask] = columns, self.describe(columns)
+        return known[1]
+
+    def readable(self, mask: Mask, columns: Tensor, first: int) -> Tensor:
+        """The indices of those columns ``[k]`` that some token in a column from ``first`` on may read."""
+        known = self._readable.get(mask)
+        if known is None or not torch.equal(known[0], columns):
+            positions, next_query = self.positions(columns), self.count(first).to(columns.device)[:, None]
+            # What is marked was marked in full when it came: no later query reads more of it.
+            live = (positions >= 0) & (mask.bind(()).last_reader(positions) >= next_query)
+            known = self._readable[mask] = columns, live.any(0).nonzero()[:, 0]
         return known[1]
 
     def describe(self, columns: Tensor) -> Documents:

@@ -112,10 +112,7 @@ class MaskedLayer(DynamicLayer):
         first = max(0, self.seen - ROLLBACK)
         if batch is None or batch.packed or self.mask is None or not first:
             return None
-        # What is marked was marked in full when it came, so no later query reads more of it.
-        positions, next_query = batch.positions(self.columns), batch.count(first).to(self.device)[:, None]
-        live = (positions >= 0) & (self.mask.bind(()).last_reader(positions) >= next_query)
-        indices = live.any(0).nonzero()[:, 0]
+        indices = batch.readable(self.mask, self.columns, first)
         if len(indices) == len(self.columns):
             return None
         self.floor, self._real = first, (first, batch.count(first))
@@ -136,6 +133,17 @@ class MaskedLayer(DynamicLayer):
                 "start with an empty cache"
             )
         self.mask = mask
+
+    @property
+    def held_bytes(self) -> int:
+        """What the tensors take, with the room that they have for more."""
+        return sum(x.untyped_storage().nbytes() for x in (self._keys, self._values) if x is not None)
+
+    @property
+    def column_bytes(self) -> int:
+        """What the key and the value of one token take, in all rows."""
+        sizes = (x[:, :, :1].numel() * x.element_size() for x in (self._keys, self._values) if x is not None)
+        return sum(sizes)
 
     def get_seq_length(self) -> int:
         return self.seen

@@ -1,0 +1,91 @@
+"""`hf-masking check MODEL`: does this model keep its mask, and does every mode of `generate`?"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..evaluation import check_generation
+from ..files import check_file
+from ..masks import Mask
+from ..modeling import CheckReport, check_model, patch_model, unpatch_model
+from .console import console, describe_machine, errors, load_model, write_json
+from .options import MaskOptions, OutputOption
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is tried."""
+
+    length: list[int] = field(
+        default_factory=list,
+        metadata={"help": "tokens in the prompts; repeatable; by default around every border of the mask"},
+    )
+    new_tokens: int = field(default=10, metadata={"help": "tokens that each mode writes"})
+
+
+def check(
+    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
+    masks: MaskOptions,
+    options: CheckOptions,
+    output: OutputOption,
+) -> None:
+    """Compare a patched model with recomputation: padding, packing, backends, caches and every mode of generate."""
+    if not masks.mask:
+        raise ValueError("--mask is missing; say which, for example --mask 'window:256|sinks:4'")
+    if options.new_tokens < 1:
+        raise ValueError(f"--new-tokens must be at least 1, got {options.new_tokens}")
+    if output.output is not None:
+        check_file(output.output)
+    layers = masks.layers()
+    for spec in masks.mask:
+        Mask.parse(spec)
+    loaded = load_model(model)
+    reports = {}
+    for spec in masks.mask:
+        patch_model(loaded, spec, layers=layers, check=False)
+        report = check_model(loaded)
+        if report.passed and not _looks_ahead(spec):
+            report = CheckReport((*report.rows, *_generation(loaded, options).rows))
+        unpatch_model(loaded)
+        reports[spec] = report
+        console.print(_table(spec, report))
+    if output.output is not None:
+        rows = [{"mask": spec, **dataclasses.asdict(row)} for spec, report in reports.items() for row in report.rows]
+        write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows})
+    if not all(report.passed for report in reports.values()):
+        raise typer.Exit(1)
+
+
+def _looks_ahead(spec: str) -> bool:
+    lookahead = Mask.parse(spec).bind(()).lookahead
+    if lookahead:
+        errors.print(f"{spec} looks {lookahead} tokens ahead: generation is refused and not checked", markup=False)
+    return bool(lookahead)
+
+
+def _generation(model: Any, options: CheckOptions) -> CheckReport:
+    with errors.status("") as status:
+        return check_generation(
+            model,
+            lengths=options.length or None,
+            new_tokens=options.new_tokens,
+            on_mode=lambda mode: status.update(f"generate: {mode}"),
+        )
+
+
+def _table(spec: str, report: CheckReport) -> Table:
+    table = Table(title=f"{escape(spec)}: {'all rows pass' if report.passed else 'FAILED'}")
+    table.add_column("check", overflow="fold")
+    table.add_column("verdict")
+    table.add_column("difference", justify="right")
+    for row in report.rows:
+        verdict = "not run" if row.detail.startswith("(not run") else "ok" if row.passed else "[red]FAILED[/red]"
+        name = f"{row.name} {row.detail}".strip()
+        table.add_row(escape(name), verdict, "-" if verdict == "not run" else f"{row.difference:.1e}")
+    return table

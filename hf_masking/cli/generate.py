@@ -1,0 +1,86 @@
+"""`hf-masking generate MODEL`: text under a mask, as it comes, and what the cache kept for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import DynamicCache, PreTrainedModel, TextStreamer
+
+from ..evaluation import CacheSize, cache_size
+from ..modeling import layer_masks, patch_model
+from .console import console, errors, load_model, load_tokenizer
+from .options import MaskOptions
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How it is written."""
+
+    prompt: str = field(default="", metadata={"help": "the text to go on from"})
+    max_new_tokens: int = field(default=128, metadata={"help": "tokens to write at most"})
+    temperature: float = field(default=0.0, metadata={"help": "0 takes the likeliest token, 1 samples as predicted"})
+    top_p: float = field(default=1.0, metadata={"help": "sample among the likeliest tokens of this total probability"})
+    seed: int = field(default=0, metadata={"help": "seed of the sampling"})
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
+    masks: MaskOptions,
+    options: GenerateOptions,
+) -> None:
+    """Write text under a mask; then say how fast, and how much the cache kept of what a full one would."""
+    if len(masks.mask) > 1:
+        raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
+    _check(options)
+    layers, tokenizer = masks.layers(), load_tokenizer(model)
+    tokens = tokenizer(options.prompt, return_tensors="pt")
+    if not tokens["input_ids"].numel():
+        raise ValueError("the prompt has no tokens; say something: --prompt 'Once upon a time'")
+    loaded = load_model(model)
+    if not masks.mask and getattr(loaded.config, "hf_masking", None) is None:
+        raise ValueError(f"--mask is missing, and {model} carries none; say one: --mask 'window:256|sinks:4'")
+    patch_model(loaded, masks.mask[0] if masks.mask else None, layers=layers or None)
+    cache = DynamicCache(config=loaded.config)
+    started = time.perf_counter()
+    written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
+    seconds = time.perf_counter() - started
+    size = cache_size(cache)
+    errors.print(_figures(str(layer_masks(loaded)[0]), written, seconds, size), markup=False, highlight=False)
+
+
+def _check(options: GenerateOptions) -> None:
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    if options.temperature < 0:
+        raise ValueError(f"--temperature must be at least 0, got {options.temperature}")
+    if not 0 < options.top_p <= 1:
+        raise ValueError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
+
+
+def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCache, options: GenerateOptions) -> int:
+    """Prints the text as it comes; returns the number of new tokens."""
+    sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
+    torch.manual_seed(options.seed)
+    console.print(options.prompt, end="", markup=False, highlight=False, soft_wrap=True)
+    sequences = model.generate(
+        **tokens,
+        past_key_values=cache,
+        max_new_tokens=options.max_new_tokens,
+        do_sample=bool(options.temperature),
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        **sampling,
+    )
+    return int(sequences.shape[1] - tokens["input_ids"].shape[1])
+
+
+def _figures(mask: str, written: int, seconds: float, size: CacheSize) -> str:
+    return (
+        f"mask    {mask}\n"
+        f"speed   {written / seconds:,.1f} tokens/s ({written:,} tokens in {seconds:.1f} s, the prompt included)\n"
+        f"cache   {size.kept:,} of {size.seen:,} keys kept, {size.held_bytes / 2**20:,.2f} MiB; "
+        f"a full cache holds {size.full_bytes / 2**20:,.2f} MiB"
+    )

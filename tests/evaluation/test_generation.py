@@ -1,0 +1,147 @@
+"""Every mode of generation against recomputation, and a planted fault for every mode that turns its row red."""
+
+import pytest
+import torch
+
+from hf_masking.evaluation import check_generation, generation
+from hf_masking.evaluation.generation import MODES, borders
+from hf_masking.masks import Mask
+from hf_masking.modeling import batch, cache, patch_model, reading
+from hf_masking.modeling.batch import Batch
+from hf_masking.modeling.cache import MaskedLayer
+
+from ..modeling.families import build
+
+FAMILIES = ["gpt2", "llama", "mistral", "gemma3"]
+MASKS = [
+    "causal",
+    "window:4|sinks:2",
+    "block_local:4,1|sinks:1",
+    "offsets:0,1,3,7",
+    "dilated:3,2|window:2",
+    "strided:3|window:4",
+    "summary:4,1|window:3",
+    "log_sparse",
+    "causal-(window:6-window:2)",
+    "heads[window:4; sinks:1|window:2]",
+    "prefix|causal",
+    "prefix|window:5|sinks:1",
+    "spans|window:4|sinks:1",
+]
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Caches let go of keys after a few tokens already."""
+    monkeypatch.setattr(cache, "ROLLBACK", 12)
+
+
+def model_of(family, mask):
+    return patch_model(build(family, max_position_embeddings=512), mask, check=False)
+
+
+def assert_passes(report):
+    assert report.passed, f"\n{report}"
+    assert [row.name for row in report.rows] == list(MODES)
+
+
+@pytest.mark.parametrize(
+    ("family", "mask"),
+    [
+        ("gpt2", "window:4|sinks:2"),
+        ("llama", "prefix|window:5|sinks:1"),
+        ("mistral", "heads[window:4; sinks:1|window:2]"),
+        ("gemma3", "strided:3|window:4"),
+    ],
+)
+def test_every_mode_equals_recomputation(soon, family, mask):
+    assert_passes(check_generation(model_of(family, mask), lengths=[3, 5, 41]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_matrix(family, mask):
+    assert_passes(check_generation(model_of(family, mask)))
+
+
+def test_masks_by_layer(soon):
+    model = patch_model(build("llama"), "window:4|sinks:1", layers={1: "strided:2"}, check=False)
+    assert_passes(check_generation(model, lengths=[41]))
+    layers = model.generate(torch.ones(1, 41).long(), max_new_tokens=9, return_dict_in_generate=True)
+    kept = [len(layer.columns) for layer in layers.past_key_values.layers]
+    assert kept[0] < 20 and kept[1] == 49
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ("window:256|sinks:4", [255, 256, 257, 384, 512, 1280]),
+        ("strided:64", [7, 8, 9, 16, 40, 136]),
+        ("block_local:16,1", [31, 32, 33, 64, 160, 160]),
+    ],
+)
+def test_borders(mask, expected):
+    assert borders([Mask.parse(mask)]) == sorted(set(expected))
+
+
+def a_key_dropped_one_step_early(monkeypatch):
+    honest = Batch.readable
+    early = lambda self, mask, columns, first: honest(self, mask, columns, self.seen + 1)  # noqa: E731
+    monkeypatch.setattr(Batch, "readable", early)
+
+
+def positions_not_reordered(monkeypatch):
+    monkeypatch.setattr(MaskedLayer, "reorder_cache", lambda self, rows: None)
+
+
+def a_crop_too_short(monkeypatch):
+    honest = MaskedLayer.crop
+    monkeypatch.setattr(MaskedLayer, "crop", lambda self, n: honest(self, min(0, n + 1)))
+
+
+def empty_columns_of_a_static_cache_attended(monkeypatch):
+    honest = batch.Documents.from_ids
+    monkeypatch.setattr(
+        batch.Documents, "from_ids", lambda ids, columns, spans=None: honest(ids.clamp(min=0), columns - 1, spans)
+    )
+
+
+def padding_counted(monkeypatch):
+    monkeypatch.setattr(reading, "_read_padding", lambda attention_mask, rows, seen, new: None)
+
+
+FAULTS = {mode: [a_key_dropped_one_step_early] for mode in MODES} | {
+    "beams": [a_key_dropped_one_step_early, positions_not_reordered],
+    "beam sampling": [a_key_dropped_one_step_early, positions_not_reordered],
+    "prompt lookup": [a_key_dropped_one_step_early, a_crop_too_short],
+    "assisted by a draft model": [a_key_dropped_one_step_early, a_crop_too_short],
+    "assisted by a patched draft model": [a_key_dropped_one_step_early, a_crop_too_short],
+    "left-padded prompts of unequal length": [a_key_dropped_one_step_early, padding_counted],
+    "static cache": [empty_columns_of_a_static_cache_attended],
+    "offloaded cache": [],  # it runs on accelerators only
+}
+
+
+@pytest.mark.parametrize(("mode", "fault"), [(mode, fault) for mode, faults in FAULTS.items() for fault in faults])
+def test_a_planted_fault_turns_the_row_red(soon, monkeypatch, mode, fault):
+    model = model_of("llama", "window:4|sinks:2")
+    monkeypatch.setattr(generation, "MODES", {mode: MODES[mode]})
+    assert check_generation(model, lengths=[41]).passed
+    fault(monkeypatch)
+    report = check_generation(model, lengths=[41])
+    assert not report.passed, f"\n{report}"
+
+
+def test_a_prefix_that_is_one_token_short_is_seen(soon, monkeypatch):
+    honest = reading._prompt
+    monkeypatch.setattr(reading, "_prompt", lambda *arguments: honest(*arguments) - 1)
+    monkeypatch.setattr(generation, "MODES", {"greedy": MODES["greedy"]})
+    assert not check_generation(model_of("llama", "prefix|window:5"), lengths=[9]).passed
+
+
+def test_wrong_lengths():
+    with pytest.raises(ValueError, match=r"prompts of \[1\] tokens, expected 2 to 98"):
+        check_generation(patch_model(build("llama"), "window:4", check=False), lengths=[1])
+    with pytest.raises(ValueError, match="is not patched; call patch_model"):
+        check_generation(build("llama"))
