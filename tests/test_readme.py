@@ -86,8 +86,9 @@ def test_tables_are_those_of_the_figures(table, source, key):
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_examples(example):
     environment = os.environ | {"PYTHONWARNINGS": "error"}
-    # One takes its length; what it shows at 131,072 tokens takes about a minute.
-    arguments = {"long_context.py": ["3000"]}.get(example, [])
+    # Some take a size; what they show at their own takes a minute or some.
+    sizes = {"long_context.py": ["3000"], "streaming_generation.py": ["1000"], "prefix_lm_summarization.py": ["20"]}
+    arguments = sizes.get(example, [])
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / example), *arguments], env=environment, capture_output=True, text=True
     )

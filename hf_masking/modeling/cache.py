@@ -75,6 +75,7 @@ class MaskedLayer(DynamicLayer):
             self._check(batch)
         if torch.is_grad_enabled() and (self._keys.requires_grad or key_states.requires_grad):
             # Written in place, earlier steps could not be differentiated.
+            kept = self._make_room(batch, 0)
             self.keys = torch.cat([self._keys[:, :, :kept], key_states], dim=2)
             self.values = torch.cat([self._values[:, :, :kept], value_states], dim=2)
         else:
@@ -173,8 +174,10 @@ class MaskedLayer(DynamicLayer):
                 f"{self.marked}, whose tokens have seen each other; start with an empty cache (a draft model for "
                 "assisted decoding must be one without a prefix mask)"
             )
-        self.columns = self.columns[: int((self.columns < wanted).sum())]
-        self.seen = wanted
+        if not wanted:
+            self.reset()
+        else:
+            self.columns, self.seen = self.columns[: int((self.columns < wanted).sum())], wanted
 
     def reset(self) -> None:
         MaskedLayer.__init__(self)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def enter(
     running = batch.around(module)
     if running is None:
         _refuse_another_implementation(module)
-        names = list(inspect.signature(module.forward).parameters)
+        names = _parameters(type(module).forward)
         arguments = dict(zip(names, args, strict=False)) | kwargs
         kwargs = {name: value for name, value in kwargs.items() if name not in reading.OWN}
         _refuse_generation(arguments, lookahead)
@@ -55,6 +56,12 @@ def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
         returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
         for value in (*kwargs.values(), *returned):
             reading.remember_packing(value)
+
+
+@functools.lru_cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of what a method takes, without self."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | None:

@@ -52,6 +52,9 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, *, marks: bool) -> B
     spans = _read_spans(arguments, real, packed, rows, seen, new) if marks else None
     if spans is not None and ids is None:
         ids = torch.zeros_like(spans)
+    if all(x is None or bool((x == x[:1]).all()) for x in (ids, spans)):
+        # Rows that are alike are described, and computed, as one.
+        ids, spans = (None if x is None else x[:1] for x in (ids, spans))
     return Batch(seen, new, ids, packed, spans, cache)
 
 

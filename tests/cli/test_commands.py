@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_masking import from_pretrained, patch_model, perplexity
 from hf_masking.cli.main import COMMANDS, EXAMPLES
+from hf_masking.evaluation import generation
 
 from .conftest import TEXT
 
@@ -223,6 +225,24 @@ def wrong(message, *arguments, code=2):
         wrong("--heads 8 is not a multiple of the 3 masks", "bench", "--mask", "heads[causal; causal; causal]"),
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
         wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
+        wrong("--mask is missing; say which", "check", "MODEL"),
+        wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),
+        wrong("--new-tokens must be at least 1", "check", "MODEL", "--mask", "causal", "--new-tokens", "0"),
+        wrong("prompts of [1] tokens, expected 2", "check", "MODEL", "--mask", "causal", "--length", "1"),
+        wrong("is a folder; name a file", "check", "MODEL", "--mask", "causal", "--output", "FOLDER"),
+        wrong("--mask is given 2 times", "generate", "MODEL", "--mask", "causal", "--mask", "causal"),
+        wrong("--mask is missing, and", "generate", "MODEL", "--prompt", "a"),
+        wrong("the prompt has no tokens", "generate", "MODEL", "--mask", "causal"),
+        wrong("--temperature must be", "generate", "MODEL", "--mask", "causal", "--prompt", "a", "--temperature", "-1"),
+        wrong("--top-p must be above 0", "generate", "MODEL", "--mask", "causal", "--prompt", "a", "--top-p", "2"),
+        wrong("--max-new-tokens must be", "generate", "MODEL", "--mask", "causal", "--prompt", "a",
+              "--max-new-tokens", "0"),
+        wrong("the mask looks 3 tokens ahead", "generate", "MODEL", "--mask", "block_causal:4", "--prompt", "a"),
+        wrong("sees marked tokens both ways, and a plain text does not say which", "eval", "MODEL", "--data", "TEXT",
+              "--mask", "prefix|causal"),
+        wrong("sees marked tokens both ways", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT", "--mask",
+              "prefix|causal"),
+        wrong("'prefix' needs to be told where its tokens are", "show", "prefix|causal"),
         wrong("--preset must be one of readme, got 'fast'", "bench", "--preset", "fast"),
         wrong("causal: the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
     ],
@@ -249,3 +269,38 @@ def test_mistakes_are_one_line_and_code_2(
     # A spec is shown on two more lines, with a caret.
     assert len(text) == 1 or (len(text) == 3 and "^" in text[2])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check(run, model_folder, tmp_path):
+    report = tmp_path / "check.json"
+    code, out, err = run("check", model_folder, "--mask", "window:4|sinks:1", "--length", "9", "--output", report)
+    assert code == 0, err
+    assert "all rows pass" in out and "left-padded prompts of unequal length" in out and "not run" in out
+    rows = json.loads(report.read_text())["rows"]
+    assert {row["mask"] for row in rows} == {"window:4|sinks:1"} and all(row["passed"] for row in rows)
+    assert {"greedy", "beams", "prompt lookup", "chunked prefill"} <= {row["name"] for row in rows}
+
+
+def test_check_of_a_mask_with_lookahead(run, model_folder):
+    code, out, err = run("check", model_folder, "--mask", "block_causal:4")
+    assert code == 0 and "all rows pass" in out and "greedy" not in out
+    assert "looks 3 tokens ahead: generation is refused and not checked" in err
+
+
+def test_check_fails_with_code_1(run, model_folder, monkeypatch):
+    monkeypatch.setattr(generation, "MODES", {"greedy": lambda probe, length: 1.0})
+    code, out, _ = run("check", model_folder, "--mask", "window:4", "--length", "9")
+    assert code == 1 and "FAILED" in out and "prompts of 9 tokens" in out
+
+
+def test_generate(run, model_folder):
+    arguments = "generate", model_folder, "--mask", "window:8|sinks:2", "--prompt", "The quick brown fox"
+    code, out, err = run(*arguments, "--max-new-tokens", 150)
+    assert code == 0, err
+    assert out.startswith("The quick brown fox") and len(out) > 100
+    assert re.search(r"speed +[\d.]+ tokens/s \(150 tokens", err)
+    assert re.search(r"cache +7\d of 168 keys kept, 0\.0\d MiB; a full cache holds", err)
+    assert run(*arguments, "--max-new-tokens", 150)[1] == out
+    sampled = run(*arguments, "--temperature", 1, "--top-p", 0.9)[1]
+    assert sampled != out and run(*arguments, "--temperature", 1, "--top-p", 0.9)[1] == sampled
+    assert run(*arguments, "--temperature", 1, "--top-p", 0.9, "--seed", 1)[1] != sampled

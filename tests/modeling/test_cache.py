@@ -1,11 +1,22 @@
 """Cached decoding equals recomputation, whatever the model would keep by itself."""
 
+import copy
+import functools
+import subprocess
+import sys
+
 import pytest
 import torch
-from transformers import DynamicCache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache, QuantizedCache
 
-from hf_masking.modeling import patch_model
+from hf_masking.masks import Mask
+from hf_masking.modeling import batch, cache, patch_model
+from hf_masking.modeling.batch import Batch
+from hf_masking.modeling.cache import MaskedLayer
 
+from ..masks.oracle import matrix
 from .families import CONFIGS, MASKS, build, tokens
 
 LENGTH = 21
@@ -128,3 +139,218 @@ def test_a_static_cache_that_drops_needed_keys_is_refused(family):
     attention_mask[0, 6] = 0
     with pytest.raises(ValueError, match="has a hole inside the window of a static cache"):
         model.generate(tokens(1, 9), attention_mask=attention_mask, **settings)
+
+
+# The layers themselves. Keys are numbered by their column, so that what is kept can be read off.
+
+
+class Run:
+    """A cache layer under a mask, and beside it a list of everything that was ever appended."""
+
+    def __init__(self, mask, real):
+        self.layer, self.mask, self.real = MaskedLayer(), Mask.parse(mask), torch.tensor(real).bool()
+        self.rows = torch.arange(len(real))
+
+    def append(self, new):
+        seen = self.layer.seen
+        ids = torch.where(self.real[self.rows, : seen + new], 0, -1)
+        columns = torch.arange(seen, seen + new).float()
+        states = (columns[None, :] + 1000 * self.rows[:, None].float())[:, None, :, None]
+        stacked = Batch(seen, new, ids)
+        module = torch.nn.Identity()
+        batch.push(module, stacked)
+        keys, values = self.layer.update(states, -states)
+        self.layer.bind(self.mask)
+        batch.pop(module)
+        assert torch.equal(keys, -values) and keys.data_ptr() != values.data_ptr()
+        self.check(keys, stacked)
+
+    def check(self, keys, stacked):
+        """What is handed out is what the columns say, and nothing that a later query reads is missing."""
+        columns = self.layer.columns
+        assert torch.equal(keys[:, 0, :, 0], columns[None].float() + 1000 * self.rows[:, None].float())
+        assert torch.equal(keys, self.layer.keys)
+        positions = stacked.positions(torch.arange(self.layer.seen)).expand(len(self.rows), -1)
+        for row, next_position in enumerate(stacked.count(self.layer.floor).expand(len(self.rows)).tolist()):
+            dropped = set(range(self.layer.seen)) - set(columns.tolist())
+            read = [position for column in dropped if (position := int(positions[row, column])) >= 0]
+            assert not pairs(self.mask)[next_position:, read].any()
+
+
+@functools.cache
+def pairs(mask):
+    """What the queries before position 460 may read of the keys before 420, by brute force."""
+    return matrix(mask, range(460), range(420)) if mask.name == "window" else matrix(mask, range(90), range(60))
+
+
+LENGTHENING = st.tuples(st.just("append"), st.sampled_from([1, 1, 1, 2, 5, 17]))
+CHANGES = st.one_of(
+    LENGTHENING,
+    LENGTHENING,
+    st.tuples(st.just("crop"), st.integers(0, 6)),
+    st.tuples(st.sampled_from(["reorder", "select"]), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
+    st.tuples(st.just("repeat"), st.just(2)),
+)
+
+
+@given(
+    st.sampled_from([mask for mask in CAUSAL_MASKS if mask != "causal"]),
+    st.lists(st.lists(st.booleans(), min_size=60, max_size=60), min_size=2, max_size=2),
+    st.lists(CHANGES, min_size=4, max_size=14),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_layer_keeps_what_can_still_be_read(mask, real, changes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "ROLLBACK", 6)
+        run = Run(mask, real)
+        for change, argument in changes:
+            layer = run.layer
+            if change == "append" and layer.seen + argument <= 60:
+                run.append(argument)
+            elif change == "crop" and argument <= layer.seen:
+                seen = layer.seen
+                try:
+                    layer.crop(-argument)
+                    assert layer.seen == seen - argument
+                except ValueError:
+                    assert seen - argument < layer.floor <= seen - argument + 6
+            elif change == "repeat" and len(run.rows) <= 4:
+                layer.batch_repeat_interleave(argument)
+                run.rows = run.rows.repeat_interleave(argument)
+            elif change in ("reorder", "select") and layer.seen:
+                rows = torch.tensor(argument)
+                (layer.reorder_cache if change == "reorder" else layer.batch_select_indices)(rows)
+                run.rows = run.rows[rows]
+
+
+def test_sixty_four_tokens_can_be_taken_back():
+    run = Run("window:4", [[True] * 400])
+    for _ in range(300):
+        run.append(1)
+    assert len(run.layer.columns) <= 4 + 64 + 1 + 2
+    run.layer.crop(-64)
+    run.append(3)
+    with pytest.raises(ValueError, match=r"a cache of 239 tokens cannot be cropped to 39: it has dropped what the tok"):
+        run.layer.crop(-200)
+
+
+def test_the_size_of_a_bounded_cache_does_not_grow():
+    run = Run("window:40", [[True] * 420])
+    sizes = set()
+    for step in range(400):
+        run.append(1)
+        if step > 200:
+            sizes.add(run.layer.held_bytes)
+    assert sizes == {2 * 4 * (40 + 64 - 1 + 1 + 1)}  # float32 keys and values of size 1: window, rollback, new, spare
+
+
+@torch.no_grad()
+def test_a_reset_cache_is_an_empty_one():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    given = DynamicCache()
+    first = model(tokens(2, 90), past_key_values=given).logits
+    given.reset()
+    assert given.get_seq_length() == 0
+    assert torch.equal(model(tokens(2, 90), past_key_values=given).logits, first)
+
+
+@torch.no_grad()
+def test_transformers_is_told_the_truth():
+    model = patch_model(build("llama"), "window:4", check=False)
+    given = model(tokens(1, 90), use_cache=True).past_key_values
+    model(tokens(1, 1), past_key_values=given)
+    assert given.get_seq_length() == given.get_query_offset() == 91
+    assert given.get_mask_sizes(3, 0) == (94, 0)
+    assert len(given.layers[0].columns) < 75 and given.layers[0].keys.shape[2] == len(given.layers[0].columns)
+
+
+def test_gradients_flow_through_a_cache():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    whole = model(tokens(1, 12), use_cache=False).logits
+    cached = decode(model, tokens(1, 12), torch.ones(1, 12), [7, 1, 1, 3], with_mask=False)
+    weight = torch.randn_like(whole)
+    for logits in (whole, cached):
+        model.zero_grad()
+        (logits * weight).sum().backward()
+        grads = [parameter.grad.clone() for parameter in model.parameters()]
+        if logits is whole:
+            expected = grads
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * max(1, float(other.abs().max())))
+
+
+@torch.no_grad()
+def test_a_cache_survives_inference_mode_and_copies():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    whole = model(tokens(1, 99), use_cache=False).logits
+    with torch.inference_mode():
+        given = model(tokens(1, 99)[:, :90], use_cache=True).past_key_values
+    twin = copy.deepcopy(given)
+    for held in (given, twin):
+        step = model(tokens(1, 99)[:, 90:], past_key_values=held)
+        torch.testing.assert_close(step.logits, whole[:, 90:], rtol=0, atol=1e-4)
+
+
+def filled(model, length=90):
+    return model(tokens(1, length), use_cache=True).past_key_values
+
+
+@torch.no_grad()
+def test_caches_that_cannot_be_exact_are_refused(monkeypatch):
+    stock = build("mistral")
+    kept_by_config = DynamicCache(config=stock.config)
+    stock(tokens(1, 9), past_key_values=kept_by_config)
+    model = patch_model(stock, "window:9|sinks:1", replace_model_pattern=True, check=False)
+    with pytest.raises(ValueError, match="9 tokens behind it and holds 4, chosen by the config and not by the mask"):
+        model(tokens(1, 1), past_key_values=kept_by_config)
+
+    model = patch_model(build("llama"), "window:4", check=False)
+    given = filled(model)
+    model(tokens(1, 1), past_key_values=given)
+    patch_model(model, "window:8", check=False)
+    with pytest.raises(ValueError, match="has dropped what 'window:4' cannot read, and the layer's mask is 'window:8'"):
+        model(tokens(1, 1), past_key_values=given)
+
+    quantized = QuantizedCache.__new__(QuantizedCache)
+    quantized.layers = []
+    with pytest.raises(ValueError, match="a quantized cache changes the keys"):
+        model(tokens(1, 3), past_key_values=quantized)
+    with pytest.raises(ValueError, match="not supported for continuous batching"):
+        model.generate_batch([[3, 4, 5]])
+
+
+@torch.no_grad()
+def test_a_mask_that_is_forgotten_in_a_later_call_is_noticed():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    attention_mask = torch.ones(2, 90, dtype=torch.long)
+    attention_mask[0, :8] = 0
+    given = model(tokens(2, 90), attention_mask=attention_mask).past_key_values
+    longer = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
+    model(tokens(2, 1), attention_mask=longer, past_key_values=given)
+    with pytest.raises(ValueError, match="attention_mask says something else of the cached tokens than before"):
+        model(tokens(2, 1), past_key_values=given)
+
+
+@torch.no_grad()
+def test_a_packed_cache_keeps_everything():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    ids = torch.tensor([[0] * 80 + [1] * 20])
+    whole = model(tokens(1, 100), document_ids=ids, use_cache=False).logits
+    given = model(tokens(1, 100)[:, :90], document_ids=ids[:, :90], use_cache=True).past_key_values
+    step = model(tokens(1, 100)[:, 90:], document_ids=ids, past_key_values=given)
+    torch.testing.assert_close(step.logits, whole[:, 90:], rtol=0, atol=1e-4)
+    assert len(given.layers[0].columns) == 100
+
+
+def test_a_saved_model_writes_the_same_in_another_process(tmp_path):
+    model = patch_model(build("llama"), "window:4|sinks:2", check=False)
+    model.save_pretrained(tmp_path)
+    settings = "max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0"
+    code = (
+        "import torch, hf_masking\n"
+        f"model = hf_masking.from_pretrained({str(tmp_path)!r}, check=False)\n"
+        f"print(model.generate(torch.tensor({tokens(1, 20).tolist()}), {settings}).tolist())"
+    )
+    written = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    here = model.generate(tokens(1, 20), max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert written.strip() == str(here.tolist())
