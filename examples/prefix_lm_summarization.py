@@ -1,8 +1,8 @@
-"""A task that needs both directions: keep the words of the sentences that end in "!". Causal against prefix.
+"""A task that needs both directions: who signed the part of a letter in which a word stands?
 
-What a word is worth is said by the mark behind it. Under `prefix|causal` a word of the prompt sees that mark when it is
-read; under `causal` it does not, and all is left to the words of the summary. Both models start with the same weights
-and see the same prompts.
+Each part of a letter is signed at its end. Under `prefix|causal` a word of the letter sees the signature behind it
+when it is read, and the summary only has to look the word up; under `causal` the word has been read before anybody
+signed. Both models start with the same weights and see the same letters.
 
 python examples/prefix_lm_summarization.py
 """
@@ -15,21 +15,27 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from hf_masking import patch_model
 from hf_masking.training import labels_behind
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-START, STOP, DOT, BANG, WORDS = 0, 1, 2, 3, 40
-SENTENCES, LENGTH, BATCH = 4, 3, 64
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+ASK, AUTHORS, WORDS = 0, 8, 32  # tokens: the question, then the authors, then the words
+PARTS, LENGTH, BATCH = 4, 20, 64
+
+
+def letter(draw: torch.Generator) -> list[int]:
+    """Words in parts of any length, each with its author behind it; then a word, and who signed its part."""
+    words = (torch.randperm(WORDS, generator=draw)[:LENGTH] + 1 + AUTHORS).tolist()
+    authors = (torch.randperm(AUTHORS, generator=draw)[:PARTS] + 1).tolist()
+    cuts = sorted((torch.randperm(LENGTH - 1, generator=draw)[: PARTS - 1] + 1).tolist())
+    parts = [words[first:stop] for first, stop in zip([0, *cuts], [*cuts, LENGTH], strict=True)]
+    asked = int(torch.randint(LENGTH, (), generator=draw))
+    answer = authors[sum(cut <= asked for cut in cuts)]
+    signed = [token for part, author in zip(parts, authors, strict=True) for token in (*part, author)]
+    return [*signed, ASK, words[asked], answer]
 
 
 def batch(draw: torch.Generator) -> tuple[torch.Tensor, list[int]]:
-    """Prompts and their summaries [B, N], and where the prompts end: they are all equally long, the summaries not."""
-    words = torch.randint(BANG + 1, WORDS, (BATCH, SENTENCES, LENGTH), generator=draw)
-    loud = torch.rand(BATCH, SENTENCES, generator=draw) < 0.5
-    prompts = torch.cat([words, torch.where(loud, BANG, DOT)[..., None]], -1).flatten(1)
-    summaries = torch.full((BATCH, SENTENCES * LENGTH + 2), STOP)
-    summaries[:, 0] = START
-    for summary, row, kept in zip(summaries, words, loud, strict=True):
-        summary[1 : int(kept.sum()) * LENGTH + 1] = row[kept].flatten()
-    return torch.cat([prompts, summaries], 1), [prompts.shape[1] + 1] * BATCH
+    """Letters with their answers [B, N], and where the prompts end."""
+    letters = torch.tensor([letter(draw) for _ in range(BATCH)])
+    return letters, [letters.shape[1] - 1] * BATCH
 
 
 def train(model: torch.nn.Module, takes_prefix: bool) -> float:
@@ -50,20 +56,19 @@ def train(model: torch.nn.Module, takes_prefix: bool) -> float:
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel) -> float:
-    """The share of summaries that `generate` writes without a mistake; there the prompt is the prefix."""
+    """The share of letters for which `generate` names the right author; there the prompt is the prefix."""
     tokens, (length, *_) = batch(torch.Generator().manual_seed(2))
-    written = model.eval().generate(
-        tokens[:, :length], max_new_tokens=tokens.shape[1] - length, eos_token_id=None, do_sample=False
-    )
+    everything = torch.ones(BATCH, length, dtype=torch.long)
+    written = model.eval().generate(tokens[:, :length], attention_mask=everything, max_new_tokens=1, do_sample=False)
     return float((written == tokens).all(-1).float().mean())
 
 
 config = LlamaConfig(
-    vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    bos_token_id=None, eos_token_id=None, pad_token_id=STOP,
+    vocab_size=1 + AUTHORS + WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+    bos_token_id=None, eos_token_id=None, pad_token_id=ASK,
 )  # fmt: skip
 for mask in ("causal", "prefix|causal"):
     torch.manual_seed(0)
     model = patch_model(AutoModelForCausalLM.from_config(config), mask)
     loss = train(model, mask != "causal")
-    print(f"{mask:>14}: loss {loss:.3f}, summaries without a mistake {accuracy(model):.0%}", flush=True)
+    print(f"{mask:>14}: loss {loss:.3f}, right answers {accuracy(model):.0%}", flush=True)

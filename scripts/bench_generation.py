@@ -1,0 +1,124 @@
+"""Decoding of a GPT-2-small-shaped model under a mask, against its own dynamic and static caches, taking turns.
+
+python scripts/bench_generation.py --output docs/bench_generation.json
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
+from transformers.cache_utils import Cache
+
+from hf_masking import Mask, patch_model
+from hf_masking.cli.console import console, describe_machine, quiet, write_json
+from hf_masking.modeling.cache import MaskedLayer, adopt
+
+MASK = "window:256|sinks:4"
+ROOM = 256  # columns behind the context in which the static cache can decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    context: int
+    cache: str
+    milliseconds_per_token: float
+    tokens_per_second: float
+    cache_bytes: int
+
+
+def fill(cache: Cache, config: GPT2Config, context: int) -> None:
+    """Random keys and values, as a prompt of that length would leave."""
+    for layer in range(config.n_layer):
+        states = [torch.randn(1, config.n_head, context, config.n_embd // config.n_head) for _ in range(2)]
+        cache.update(*states, layer)
+
+
+def contenders(
+    model: PreTrainedModel, masked: PreTrainedModel, context: int
+) -> dict[str, tuple[PreTrainedModel, Cache]]:
+    caches = {
+        MASK: (masked, DynamicCache(config=masked.config)),
+        "dynamic cache": (model, DynamicCache(config=model.config)),
+        "static cache": (model, StaticCache(config=model.config, max_cache_len=context + ROOM)),
+    }
+    adopt(caches[MASK][1])
+    for _, cache in caches.values():
+        fill(cache, model.config, context)
+    for layer in caches[MASK][1].layers:
+        assert isinstance(layer, MaskedLayer)
+        layer.bind(Mask.parse(MASK))
+    return caches
+
+
+@torch.inference_mode()
+def seconds_of_a_step(model: PreTrainedModel, cache: Cache, column: int) -> float:
+    # The mask, since a static cache that is not told of it looks at its empty columns as well.
+    arguments = {
+        "attention_mask": torch.ones(1, column + 1, dtype=torch.long),
+        "position_ids": torch.tensor([[column]]),
+    }
+    started = time.perf_counter()
+    model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, **arguments)
+    return time.perf_counter() - started
+
+
+def measure(model: PreTrainedModel, masked: PreTrainedModel, context: int, rounds: int, steps: int) -> list[Result]:
+    """Median time of a step; a round gives each contender some steps."""
+    caches = contenders(model, masked, context)
+    times: dict[str, list[float]] = {name: [] for name in caches}
+    for number in range(rounds):
+        for name, (used, cache) in caches.items():
+            first = context + number * steps
+            taken = [seconds_of_a_step(used, cache, column) for column in range(first, first + steps)]
+            times[name] += taken[1:]  # the first one of a round finds another's data in the processor's caches
+    results = []
+    for name, (_, cache) in caches.items():
+        held = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for k in cache.layers
+            for x in (k.keys, k.values)
+        }
+        median = statistics.median(times[name])
+        results.append(Result(context, name, median * 1000, 1 / median, sum(held.values())))
+    return results
+
+
+def main(
+    context: Annotated[list[int] | None, typer.Option(help="tokens in the cache; repeatable")] = None,
+    rounds: Annotated[int, typer.Option(help="turns of each contender")] = 5,
+    steps: Annotated[int, typer.Option(help="tokens in a turn")] = 8,
+    layers: Annotated[int, typer.Option(help="layers of the model")] = 12,
+    width: Annotated[int, typer.Option(help="width of the model, a multiple of 64")] = 768,
+    output: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
+) -> None:
+    """Time of a decoded token, and bytes of the cache, by length of the context."""
+    quiet()
+    contexts = context or [512, 32_768]
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, n_positions=max(contexts) + ROOM)
+    model = GPT2LMHeadModel(config).eval()
+    masked = patch_model(copy.deepcopy(model), MASK)
+    results = []
+    for length in contexts:
+        rows = measure(model, masked, length, rounds, steps)
+        for row in rows:
+            size = f"{row.cache_bytes / 2**20:,.1f} MiB"
+            line = f"{length:,} tokens, {row.cache}: {row.milliseconds_per_token:.1f} ms a token, {size}"
+            console.print(line, highlight=False)
+        results += rows
+    if output is not None:
+        shape = {"layers": layers, "width": width, "mask": MASK}
+        rows_as_json = [dataclasses.asdict(row) for row in results]
+        write_json(output, {"machine": describe_machine(), "model": shape, "rows": rows_as_json})
+
+
+if __name__ == "__main__":
+    typer.run(main)
