@@ -1,5 +1,6 @@
 """Every snippet of README.md runs, and every example does."""
 
+import json
 import os
 import re
 import shlex
@@ -52,6 +53,7 @@ def test_shell(command, run, workplace):
     words = shlex.split(command, comments=True)[1:]
     # The sizes of a real run are cut to those of a test.
     small = {"eval": ["--context", "32"], "finetune": ["--context", "16", "--steps", "3"]}
+    small |= {"check": ["--length", "9"], "generate": []}
     small["compare"] = ["--context", "16", "--steps", "3", "--eval-tokens", "65"]
     code, _, err = run(*words, *small.get(words[0], []))
     assert code == 0, err
@@ -94,3 +96,24 @@ def test_examples(example):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_table_of_generation_is_that_of_its_figures():
+    figures = json.loads((ROOT / "docs" / "bench_generation.json").read_text())["rows"]
+    table = README.split("<!-- generation -->")[1].split("<!-- /generation -->")[0]
+    shown = [cells(line) for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(shown) == len(figures)
+    for row, figure in zip(shown, figures, strict=True):
+        assert figure["cache"] in row[1].replace("\\", "")
+        assert row[0] == f"{figure['context']:,}" and row[2] == f"{figure['milliseconds_per_token']:,.1f}"
+        assert row[3] == f"{figure['tokens_per_second']:.1f}" and row[4] == f"{figure['cache_bytes'] / 2**20:,.1f}"
+
+
+def test_the_benchmark_of_decoding_runs(tmp_path):
+    output = tmp_path / "figures.json"
+    small = ["--context", "40", "--rounds", "1", "--steps", "3", "--layers", "1", "--width", "64"]
+    script = ROOT / "scripts" / "bench_generation.py"
+    subprocess.run([sys.executable, str(script), *small, "--output", str(output)], check=True, capture_output=True)
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["cache"] for row in rows] == ["window:256|sinks:4", "dynamic cache", "static cache"]
+    assert all(row["milliseconds_per_token"] > 0 and row["cache_bytes"] > 0 for row in rows)

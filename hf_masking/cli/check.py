@@ -13,7 +13,7 @@ from rich.table import Table
 from ..evaluation import check_generation
 from ..files import check_file
 from ..masks import Mask
-from ..modeling import CheckReport, check_model, patch_model, unpatch_model
+from ..modeling import CheckReport, check_model, layer_masks, patch_model, unpatch_model
 from .console import console, describe_machine, errors, load_model, write_json
 from .options import MaskOptions, OutputOption
 
@@ -50,7 +50,7 @@ def check(
     for spec in masks.mask:
         patch_model(loaded, spec, layers=layers, check=False)
         report = check_model(loaded)
-        if report.passed and not _looks_ahead(spec):
+        if report.passed and not _looks_ahead(loaded):
             report = CheckReport((*report.rows, *_generation(loaded, options).rows))
         unpatch_model(loaded)
         reports[spec] = report
@@ -62,10 +62,11 @@ def check(
         raise typer.Exit(1)
 
 
-def _looks_ahead(spec: str) -> bool:
-    lookahead = Mask.parse(spec).bind(()).lookahead
+def _looks_ahead(model: Any) -> bool:
+    worst = max(layer_masks(model), key=lambda mask: mask.bind(()).lookahead)
+    lookahead = worst.bind(()).lookahead
     if lookahead:
-        errors.print(f"{spec} looks {lookahead} tokens ahead: generation is refused and not checked", markup=False)
+        errors.print(f"{worst} looks {lookahead} tokens ahead: generation is refused and not checked", markup=False)
     return bool(lookahead)
 
 

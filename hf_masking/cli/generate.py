@@ -48,8 +48,8 @@ def generate(
     started = time.perf_counter()
     written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
     seconds = time.perf_counter() - started
-    size = cache_size(cache)
-    errors.print(_figures(str(layer_masks(loaded)[0]), written, seconds, size), markup=False, highlight=False)
+    masks_used = ", ".join(dict.fromkeys(map(str, layer_masks(loaded))))
+    errors.print(_figures(masks_used, written, seconds, cache_size(cache)), markup=False, highlight=False)
 
 
 def _check(options: GenerateOptions) -> None:

@@ -23,11 +23,11 @@ def cache_size(cache: Cache) -> CacheSize:
     """The size of the cache of a patched model; room for more that its tensors have counts as held.
 
     Raises:
-        ValueError: no patched model has used it.
+        ValueError: it is not made of `MaskedLayer`s, or empty.
     """
     layers = [layer for layer in cache.layers if isinstance(layer, MaskedLayer) and layer.is_initialized]
     if not layers:
-        raise ValueError("this cache has not been used by a patched model; pass it to generate first")
+        raise ValueError("this cache is empty, or keeps everything: only caches of patched attention layers are sized")
     return CacheSize(
         seen=max(layer.seen for layer in layers),
         kept=max(len(layer.columns) for layer in layers),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..masks import Mask
 from ..modeling import (
     TOLERANCES,
     CheckReport,
@@ -28,6 +29,7 @@ from ..modeling import (
     unpatch_model,
 )
 from ..modeling.cache import ROLLBACK
+from ..modeling.spans import Asks
 
 NEW = 10  # tokens that a mode writes
 _SEED = 7
@@ -52,31 +54,43 @@ def check_generation(
         A row for each mode, with the greatest difference of its logits, relative to their standard deviation.
 
     Raises:
-        ValueError: the model is not patched, or too short for the prompts.
+        ValueError: the model is not patched, or too short for the prompts that are asked for.
     """
     if not (masks := layer_masks(model)):
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
     longest = _longest(model) - 3 * new_tokens
-    lengths = [length for length in borders(masks) if length <= longest] if lengths is None else list(lengths)
-    if not lengths or max(lengths) > longest or min(lengths) < 2:
-        raise ValueError(f"prompts of {lengths} tokens, expected 2 to {longest} for this model")
+    if longest < 2 or any(not 2 <= length <= longest for length in lengths or ()):
+        raise ValueError(f"prompts of {list(lengths or ())} tokens, expected 2 to {longest} for this model")
+    wanted = list(lengths) if lengths else borders(masks)
+    fitting = [length for length in wanted if length <= longest] or [longest]
     base = pretrained(model)
     with evaluating(model), torch.no_grad(), _plain_generation(base, new_tokens):
         probe = _Probe(base)
         rows = []
         for name, mode in MODES.items():
             on_mode(name)
-            rows.append(_row(probe, name, mode, lengths))
+            rows.append(_row(probe, name, mode, fitting))
+    if missing := sorted(set(wanted) - set(fitting)):
+        text = ", ".join(map(str, missing))
+        rows.append(CheckRow(f"prompts of {text} tokens", True, 0.0, f"(not run: more than {longest}, the most here)"))
     return CheckReport(tuple(rows))
 
 
-def borders(masks: Sequence[Any]) -> list[int]:
+def borders(masks: Sequence[Mask]) -> list[int]:
     """W-1, W, W+1, 2W and 5W of the widest window in the masks, and a length at which caches have let go of keys."""
     keys = torch.arange(2**20, 2**20 + 2**12)
-    reaches = [int((mask.bind(()).last_reader(keys) - keys + 1).max()) for mask in masks]
-    window = max((reach for reach in reaches if reach < 2**20), default=8)
+    reaches = [part.last_reader(keys) - keys + 1 for mask in masks for part in _parts(mask.bind(()))]
+    finite = [int(reach[reach < 2**20].max()) for reach in reaches if bool((reach < 2**20).any())]
+    window = max((reach for reach in finite if reach > 0), default=8)
     lengths = {window - 1, window, window + 1, 2 * window, 5 * window, window + 2 * ROLLBACK}
     return sorted(length for length in lengths if length >= 2)
+
+
+def _parts(mask: Mask) -> Iterator[Mask]:
+    """The mask and what it is composed of: a window has a border, also where a stride beside it never forgets."""
+    yield mask
+    for part in (*getattr(mask, "operands", ()), *(head for head in mask.heads if head is not mask)):
+        yield from _parts(part)
 
 
 def _longest(model: nn.Module) -> int:
@@ -105,7 +119,9 @@ class _Probe:
         parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
         self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
         self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        self.marks = not all(mask.is_bound for mask in layer_masks(model))
+        masks = layer_masks(model)
+        self.marks = not all(mask.is_bound for mask in masks)
+        self.prompt_is_prefix = Asks.of(masks).prefix_only
 
     def prompt(self, rows: int, length: int) -> Tensor:
         draw = torch.Generator().manual_seed(_SEED)
@@ -115,7 +131,11 @@ class _Probe:
         torch.manual_seed(_SEED)
         # Given, since `generate` takes a token that happens to be the padding's for padding.
         options = {"output_logits": True, "attention_mask": torch.ones_like(prompt)} | options
-        return self.model.generate(prompt, return_dict_in_generate=True, **options)
+        if not self.prompt_is_prefix and "past_key_values" not in options:
+            real: Any = options["attention_mask"]
+            options["past_key_values"] = prefix_cache(self.model, real.sum(-1))
+        inputs = {} if "inputs_embeds" in options else {"inputs": prompt}
+        return self.model.generate(**inputs, return_dict_in_generate=True, **options)
 
     def recomputed(self, sequences: Tensor, prompt: int) -> Tensor:
         """``[B, N, vocabulary]`` in one forward without a cache; the first ``prompt`` tokens are the prefix, if any."""
@@ -131,9 +151,9 @@ class _Probe:
             drawn: the tokens are those that the seed draws, not the greatest.
         """
         logits = self.recomputed(sequences, prompt)[:, -seen.shape[1] - 1 : -1]
-        scale = float(logits.std().clamp(min=1e-30))
+        scale = _scale(logits)
         written = sequences[:, -seen.shape[1] :]
-        worst = float((seen.float() - logits).abs().max()) / scale
+        worst = _largest(seen.float() - logits) / scale
         if drawn:
             torch.manual_seed(_SEED)
             steps = logits.softmax(-1).unbind(1)
@@ -141,7 +161,16 @@ class _Probe:
             return worst if torch.equal(again, written) else float("inf")
         # A token that is not the greatest may be one of two that are equal but for rounding.
         below = logits.amax(-1) - logits.gather(-1, written[..., None])[..., 0]
-        return max(worst, float(below.max()) / scale)
+        return max(worst, _largest(below) / scale)
+
+
+def _largest(differences: Tensor) -> float:
+    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
+    return float(differences.abs().nan_to_num(nan=torch.inf).max())
+
+
+def _scale(logits: Tensor) -> float:
+    return float(logits.std().nan_to_num(nan=1.0).clamp(min=1e-30))
 
 
 def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], float], lengths: Sequence[int]) -> CheckRow:
@@ -153,7 +182,7 @@ def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], float], lengths
             return CheckRow(name, True, 0.0, f"(not run: {reason})")
         except ValueError as error:
             return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {error})")
-        if not difference <= worst:
+        if difference > worst:
             worst, detail = difference, f"(prompts of {length} tokens)"
     return CheckRow(name, worst <= probe.tolerance, worst, "" if worst <= probe.tolerance else detail)
 
@@ -180,7 +209,7 @@ def _beams(probe: _Probe, length: int, **options: Any) -> float:
     written = result.sequences[:, length:]
     logits = probe.recomputed(result.sequences, length)[:, length - 1 : -1]
     scores = logits.log_softmax(-1).gather(-1, written[..., None])[..., 0].mean(-1)
-    worst = float((scores - result.sequences_scores).abs().max())
+    worst = _largest(scores - result.sequences_scores)
     if not probe.marks:  # a prefix is frozen in a cache: without one `generate` cannot say it
         again = probe.generate(prompt, use_cache=False, **options)
         worst = worst if torch.equal(again.sequences, result.sequences) else float("inf")
@@ -223,7 +252,7 @@ def _chunked_prefill(probe: _Probe, length: int) -> float:
     options: dict[str, Any] = {"prefill_chunk_size": max(1, length // 3)}
     if probe.marks:
         # A prefix comes in one call, so it is that of the first chunk.
-        length, marked = length, max(1, length // 3)
+        marked = max(1, length // 3)
         options["past_key_values"] = prefix_cache(probe.model, [marked] * 2)
         result = probe.generate(probe.prompt(2, length), **options)
         return probe.difference(torch.stack(result.logits, 1), result.sequences, marked)
@@ -253,9 +282,8 @@ def _left_padding(probe: _Probe, length: int) -> float:
 
 def _embeddings(probe: _Probe, length: int) -> float:
     prompt = probe.prompt(2, length)
-    torch.manual_seed(_SEED)
     embeddings = probe.model.get_input_embeddings()(prompt)
-    result = probe.model.generate(inputs_embeds=embeddings, return_dict_in_generate=True, output_logits=True)
+    result = probe.generate(prompt, inputs_embeds=embeddings)
     return probe.difference(torch.stack(result.logits, 1), torch.cat([prompt, result.sequences], 1), length)
 
 
@@ -285,7 +313,7 @@ def _forward_by_forward(probe: _Probe, length: int) -> float:
         cache, marked = output.past_key_values, {}
         logits.append(output.logits.float())
     whole = probe.recomputed(tokens, length)
-    return float((torch.cat(logits, 1) - whole).abs().max() / whole.std().clamp(min=1e-30))
+    return _largest(torch.cat(logits, 1) - whole) / _scale(whole)
 
 
 MODES: dict[str, Callable[[_Probe, int], float]] = {

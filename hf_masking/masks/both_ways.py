@@ -42,7 +42,8 @@ class BothWays(Mask):
     def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         starts, stops = self._edges(q_lo)
         if not len(starts):
-            return torch.full(torch.broadcast_shapes(q_lo.shape, k_lo.shape), Tile.NONE, dtype=torch.int8)
+            shape = torch.broadcast_shapes(q_lo.shape, k_lo.shape)
+            return torch.full(shape, Tile.NONE, dtype=torch.int8, device=q_lo.device)
         # The spans that each range meets are those from the first that ends behind its start.
         first_q, first_k = (torch.searchsorted(stops, low.contiguous(), right=True) for low in (q_lo, k_lo))
         last_q, last_k = (torch.searchsorted(starts, high.contiguous()) - 1 for high in (q_hi, k_hi))
@@ -67,7 +68,8 @@ class BothWays(Mask):
         if self.bounds is None:
             raise ValueError(
                 f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
-                "(in `generate` the prompt is the prefix), or write a fixed one such as 'prefix:17'"
+                "(in `generate` the prompt is the prefix, or say past_key_values=prefix_cache(model, ...)), or write a "
+                "fixed one such as 'prefix:17'"
             )
         edges = torch.tensor([span for span in self.bounds if span[0] < span[1]], dtype=torch.long, device=like.device)
         starts, stops = edges.reshape(-1, 2).unbind(-1)

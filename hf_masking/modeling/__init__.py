@@ -4,9 +4,9 @@ from .check import TOLERANCES, CheckReport, CheckRow, check_model
 from .inspection import effective_mask
 from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
-from .prefix import prefix_cache
 from .pretrained import from_pretrained
 from .record import layer_masks, pretrained
+from .spans import prefix_cache
 
 __all__ = [
     "TOLERANCES",

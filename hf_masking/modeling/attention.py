@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from ..attention import masked_attention
-from ..masks import Mask, SlidingWindow
+from ..masks import Causal, Mask, SlidingWindow
 from ..plan import Documents
 from . import batch, handle
 from .cache import MaskedLayer, layer_of
@@ -49,7 +49,9 @@ class LayerMask:
     def under(self, sliding_window: int | None) -> Mask:
         if not sliding_window or self.replace_model_pattern:
             return self.mask
-        return self.mask & SlidingWindow(sliding_window)
+        window = SlidingWindow(sliding_window)
+        # A window is causal too; what is marked to be seen both ways loses only what lies too far back.
+        return self.mask & window if self.mask.is_bound else self.mask - (Causal() - window)
 
 
 def attach(module: nn.Module, layer_mask: LayerMask) -> None:
@@ -176,9 +178,9 @@ def _documents(
             documents = handle.decode(slot, n_keys)
             setattr(slot, _DECODED, documents)
         return documents
-    ours = slot is not None and handle.is_handle(slot, n_queries) and running is not None and running.new == n_queries
-    if ours and cached is not None and len(cached.columns) == n_keys:
-        return running.kept(mask, cached.columns)  # type: ignore[union-attr]
+    described = running is not None and running.new == n_queries and handle.is_handle(slot, n_queries)
+    if running is not None and described and cached is not None and len(cached.columns) == n_keys:
+        return running.kept(mask, cached.columns)
     raise ValueError(
         f"{type(module).__name__} was called for {n_queries} queries and {n_keys} keys without this batch's "
         f"positions (its mask slot holds {None if slot is None else list(slot.shape)}); cross-attention, context "

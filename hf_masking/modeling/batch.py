@@ -29,6 +29,8 @@ class Batch:
     packed: a row may hold several documents.
     spans: the marked span of each token ``[B, N]``, negative for none; None where nobody said.
     cache: the cache, if its layers are `MaskedLayer`s, which know the columns that they keep.
+
+    B is 1 where all rows are alike.
     """
 
     seen: int = 0
@@ -56,19 +58,19 @@ class Batch:
 
     def positions(self, columns: Tensor) -> Tensor:
         """The position of the tokens in these columns ``[k]``, for each row (or one for all) ``[B, k]``."""
-        return columns[None] if self._positions is None else self._positions[:, columns]
+        return columns[None] if self._positions is None else _in_columns(self._positions, columns)
 
     def kept(self, mask: Mask, columns: Tensor) -> Documents:
         """`describe`, but the same object for all layers of a mask, so that what follows from it is worked out once."""
         known = self._kept.get(mask)
-        if known is None or not torch.equal(known[0], columns):
+        if known is None or not _equal(known[0], columns):
             known = self._kept[mask] = columns, self.describe(columns)
         return known[1]
 
     def readable(self, mask: Mask, columns: Tensor, first: int) -> Tensor:
         """The indices of those columns ``[k]`` that some token in a column from ``first`` on may read."""
         known = self._readable.get(mask)
-        if known is None or not torch.equal(known[0], columns):
+        if known is None or not _equal(known[0], columns):
             positions, next_query = self.positions(columns), self.count(first).to(columns.device)[:, None]
             # What is marked was marked in full when it came: no later query reads more of it.
             live = (positions >= 0) & (mask.bind(()).last_reader(positions) >= next_query)
@@ -82,8 +84,8 @@ class Batch:
         if self.ids is None:
             ids = [torch.zeros_like(where) for where in positions]
         else:
-            ids = [self.ids[:, where].int() for where in (new, columns)]
-        spans = None if self.spans is None else self.spans[:, columns]
+            ids = [_in_columns(self.ids, where).int() for where in (new, columns)]
+        spans = None if self.spans is None else _in_columns(self.spans, columns)
         scattered = len(columns) > 0 and int(columns[-1] - columns[0]) != len(columns) - 1
         return Documents(positions[0], ids[0], positions[1], ids[1], spans, scattered)
 
@@ -95,6 +97,15 @@ class Batch:
             return positions_in_documents(self.ids)
         real = self.ids >= 0
         return torch.where(real, real.cumsum(-1) - 1, PADDING)
+
+
+def _in_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """``x[:, columns]`` where the columns are: the layers of a model may be on several devices."""
+    return x[:, columns.to(x.device)].to(columns.device)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and torch.equal(one, other)
 
 
 class _Stack(threading.local):
@@ -139,7 +150,7 @@ def documents(
         # Its layers keep different keys, and know which.
         return batch.describe(torch.arange(0, device=device))
     ids = batch.ids
-    if ids is None and attention_mask is not None:
+    if ids is None and attention_mask is not None and not batch.new:
         ids = ids_from_padding(attention_mask)
     query_columns = torch.arange(q_length, device=device) + q_offset
     columns = torch.arange(kv_offset + kv_length, device=device)

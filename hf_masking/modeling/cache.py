@@ -7,7 +7,6 @@ never forgets keeps everything, without the copy of the whole cache that Transfo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from .batch import Batch, current
 
 # So many last tokens can be taken back (assisted decoding does), whatever has been dropped.
 ROLLBACK = 64
+_FILLED = "hf_masking_filled"  # the attribute of a cache that patched models have filled
 _ORDINARY = (DynamicLayer, DynamicSlidingWindowLayer)
-_PREFIX = "hf_masking_prefix_lengths"  # the attribute of a cache that was made for given prefixes
 
 
 class MaskedLayer(DynamicLayer):
@@ -71,9 +70,8 @@ class MaskedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch, kept, new = current(), len(self.columns), key_states.shape[2]
-        if batch is not None:
-            self._check(batch)
-        if torch.is_grad_enabled() and (self._keys.requires_grad or key_states.requires_grad):
+        self._check(batch)
+        if torch.is_grad_enabled():
             # Written in place, earlier steps could not be differentiated.
             kept = self._make_room(batch, 0)
             self.keys = torch.cat([self._keys[:, :, :kept], key_states], dim=2)
@@ -116,11 +114,27 @@ class MaskedLayer(DynamicLayer):
         indices = batch.readable(self.mask, self.columns, first)
         if len(indices) == len(self.columns):
             return None
-        self.floor, self._real = first, (first, batch.count(first))
+        if first > self.floor:
+            self.floor, self._real = first, (first, batch.count(first))
         return indices
 
-    def _check(self, batch: Batch) -> None:
-        if self._real is not None and not bool((batch.count(self._real[0]) == self._real[1]).all()):
+    def _check(self, batch: Batch | None) -> None:
+        """Refuses to go on where that would be silently wrong."""
+        if batch is None:
+            if self.floor:
+                raise ValueError(
+                    f"this cache keeps what '{self.mask}' reads, and the model that uses it is not patched"
+                )
+            return
+        if batch.cache is not None and self.seen != batch.seen:
+            raise ValueError(
+                f"a call that failed has left this cache half updated ({self.seen} tokens here, {batch.seen} in its "
+                "first layer); start with an empty cache"
+            )
+        if self._real is None:
+            return
+        count = batch.count(self._real[0])
+        if not bool((count == self._real[1].to(count.device)).all()):
             raise ValueError(
                 "attention_mask says something else of the cached tokens than before, and keys have been dropped by "
                 "what it said; pass the mask of all tokens, the cached ones included, in every call"
@@ -128,10 +142,10 @@ class MaskedLayer(DynamicLayer):
 
     def bind(self, mask: Mask) -> None:
         """Says what later queries read."""
-        if self.mask not in (None, mask) and self._real is not None:
+        if self.mask not in (None, mask):
             raise ValueError(
-                f"this cache has dropped what '{self.mask}' cannot read, and the layer's mask is '{mask}' now; "
-                "start with an empty cache"
+                f"this cache was filled under '{self.mask}', and the layer's mask is '{mask}' now; start with an empty "
+                "cache"
             )
         self.mask = mask
 
@@ -204,16 +218,18 @@ def adopt(cache: Cache) -> bool:
     """Makes the layers of an empty cache `MaskedLayer`s where all are ordinary; whether they all are.
 
     Raises:
-        ValueError: the cache has dropped keys by another rule than the mask, or changes them.
+        ValueError: the cache changes its keys, or was filled by a model that is not patched.
     """
     if isinstance(cache, QuantizedCache):
-        raise ValueError(
-            "a quantized cache changes the keys, so what it gives is not what the mask means; use the default"
-        )
+        raise ValueError("a quantized cache changes the keys, so what it gives is not exact; use the default cache")
     if not isinstance(cache, DynamicCache):
         return False
     if cache.get_seq_length():
-        _refuse_lost_keys(cache)
+        if not getattr(cache, _FILLED, False):
+            raise ValueError(
+                f"this cache holds {cache.get_seq_length()} tokens that no patched model has read (it is of the model "
+                "without its mask, or of prefix tuning); start with an empty cache"
+            )
     elif torch.compiler.is_compiling():
         # What is kept depends on the data, which a compiled graph may not.
         _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
@@ -225,21 +241,18 @@ def adopt(cache: Cache) -> bool:
     else:
         # Layers with a recurrent state beside: these stay as they are.
         _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
+    mark_filled(cache)
     layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
     return all(layer is MaskedLayer for layer in layers)
 
 
+def mark_filled(cache: Cache) -> None:
+    """Remembers that a patched model has put into the cache what it holds."""
+    setattr(cache, _FILLED, True)
+
+
 def _replace(cache: Cache, old: type, new: type) -> None:
     cache.layers[:] = [new() if type(layer) is old else layer for layer in cache.layers]
-
-
-def _refuse_lost_keys(cache: Cache) -> None:
-    for layer in cache.layers:
-        if type(layer) is DynamicSlidingWindowLayer and layer.keys.shape[-2] < layer.get_seq_length():
-            raise ValueError(
-                f"this cache has {layer.get_seq_length()} tokens behind it and holds {layer.keys.shape[-2]}, chosen by "
-                "the config and not by the mask; start with an empty cache"
-            )
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache | None:
@@ -255,12 +268,3 @@ def layer_of(cache: Cache | None, module: nn.Module) -> MaskedLayer | None:
         return None
     layer = cache.layers[index]
     return layer if isinstance(layer, MaskedLayer) else None
-
-
-def prefix_lengths(cache: Cache | None) -> Tensor | None:
-    """The prefixes that a cache was made for, ``[B]``."""
-    return getattr(cache, _PREFIX, None)
-
-
-def set_prefix_lengths(cache: Cache, lengths: Sequence[int] | Tensor) -> None:
-    setattr(cache, _PREFIX, torch.as_tensor(lengths))

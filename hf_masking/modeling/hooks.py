@@ -13,18 +13,19 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from . import batch, reading
-from .cache import adopt, new_cache
+from .cache import adopt, mark_filled, new_cache
 from .settings import KEY
+from .spans import Asks
 
 
 def enter(
-    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int, marks: bool
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int, asks: Asks
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: reads the batch, adopts the cache, takes the plugin's own arguments out.
 
     Parameters:
         lookahead: the greatest one of the model's masks, outside of marked spans.
-        marks: whether a mask of the model asks for marked spans.
+        asks: what the masks ask of a batch.
     """
     running = batch.around(module)
     if running is None:
@@ -38,7 +39,7 @@ def enter(
                 "attention weights are not kept under a mask; effective_mask(model, ...) shows what is seen"
             )
         cache = _cache(module, arguments)
-        running = reading.read(arguments, cache if cache is not None and adopt(cache) else None, marks=marks)
+        running = reading.read(arguments, cache if cache is not None and adopt(cache) else None, asks)
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
@@ -52,10 +53,13 @@ def enter(
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook that runs also after an exception."""
     left = batch.pop(module)
-    if left is not None and left.packed:
-        returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
-        for value in (*kwargs.values(), *returned):
-            reading.remember_packing(value)
+    if left is None:
+        return
+    returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    for value in (*kwargs.values(), *returned):
+        if isinstance(value, Cache):
+            mark_filled(value)
+            reading.mark_packed(value, left.packed)
 
 
 @functools.lru_cache

@@ -22,6 +22,7 @@ from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
+from .spans import Asks
 
 logger = logging.getLogger("hf_masking")
 
@@ -127,7 +128,7 @@ def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: s
     _attach(model, wanted, backend)
     masks = wanted.masks(settings.count_layers(base.config))
     lookahead = max(mask.bind(()).lookahead for mask in masks)
-    enter = functools.partial(hooks.enter, lookahead=lookahead, marks=not all(mask.is_bound for mask in masks))
+    enter = functools.partial(hooks.enter, lookahead=lookahead, asks=Asks.of(masks))
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
             patch.hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))

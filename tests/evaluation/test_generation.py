@@ -6,7 +6,7 @@ import torch
 from hf_masking.evaluation import check_generation, generation
 from hf_masking.evaluation.generation import MODES, borders
 from hf_masking.masks import Mask
-from hf_masking.modeling import batch, cache, patch_model, reading
+from hf_masking.modeling import batch, cache, patch_model, reading, spans
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
 
@@ -78,6 +78,8 @@ def test_masks_by_layer(soon):
     [
         ("window:256|sinks:4", [255, 256, 257, 384, 512, 1280]),
         ("strided:64", [7, 8, 9, 16, 40, 136]),
+        ("summary:128,8|window:256", [255, 256, 257, 384, 512, 1280]),
+        ("heads[strided:64|window:100; causal]", [99, 100, 101, 200, 228, 500]),
         ("block_local:16,1", [31, 32, 33, 64, 160, 160]),
     ],
 )
@@ -134,8 +136,8 @@ def test_a_planted_fault_turns_the_row_red(soon, monkeypatch, mode, fault):
 
 
 def test_a_prefix_that_is_one_token_short_is_seen(soon, monkeypatch):
-    honest = reading._prompt
-    monkeypatch.setattr(reading, "_prompt", lambda *arguments: honest(*arguments) - 1)
+    honest = spans._prompts
+    monkeypatch.setattr(spans, "_prompts", lambda *arguments: honest(*arguments) - 1)
     monkeypatch.setattr(generation, "MODES", {"greedy": MODES["greedy"]})
     assert not check_generation(model_of("llama", "prefix|window:5"), lengths=[9]).passed
 
@@ -145,3 +147,18 @@ def test_wrong_lengths():
         check_generation(patch_model(build("llama"), "window:4", check=False), lengths=[1])
     with pytest.raises(ValueError, match="is not patched; call patch_model"):
         check_generation(build("llama"))
+
+
+def test_borders_that_the_model_is_too_short_for_are_named(monkeypatch):
+    monkeypatch.setattr(generation, "MODES", {"greedy": MODES["greedy"]})
+    report = check_generation(patch_model(build("llama"), "window:90", check=False))
+    assert [row.name for row in report.rows] == ["greedy", "prompts of 180, 218, 450 tokens"]
+    assert report.rows[-1].detail == "(not run: more than 98, the most here)"
+    assert check_generation(patch_model(build("llama"), "window:900", check=False)).passed
+
+
+def test_what_is_not_a_number_fails(monkeypatch):
+    monkeypatch.setattr(generation, "MODES", {"greedy": MODES["greedy"]})
+    model = patch_model(build("llama"), "window:4", check=False)
+    model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
+    assert not check_generation(model, lengths=[9, 5]).passed

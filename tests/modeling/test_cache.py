@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, QuantizedCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, QuantizedCache, pipeline
 
 from hf_masking.masks import Mask
-from hf_masking.modeling import batch, cache, patch_model
+from hf_masking.modeling import batch, cache, patch_model, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
 
+from ..cli.conftest import model_folder
 from ..masks.oracle import matrix
 from .families import CONFIGS, MASKS, build, tokens
+
+__all__ = ["model_folder"]
 
 LENGTH = 21
 CAUSAL_MASKS = [mask for mask in MASKS if not mask.startswith("block_causal")]
@@ -197,10 +200,12 @@ CHANGES = st.one_of(
     st.sampled_from([mask for mask in CAUSAL_MASKS if mask != "causal"]),
     st.lists(st.lists(st.booleans(), min_size=60, max_size=60), min_size=2, max_size=2),
     st.lists(CHANGES, min_size=4, max_size=14),
+    st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_layer_keeps_what_can_still_be_read(mask, real, changes):
-    with pytest.MonkeyPatch.context() as patch:
+def test_a_layer_keeps_what_can_still_be_read(mask, real, changes, with_gradients):
+    """With gradients a step makes new tensors, without it writes in place."""
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(with_gradients):
         patch.setattr(cache, "ROLLBACK", 6)
         run = Run(mask, real)
         for change, argument in changes:
@@ -234,6 +239,7 @@ def test_sixty_four_tokens_can_be_taken_back():
         run.layer.crop(-200)
 
 
+@torch.no_grad()
 def test_the_size_of_a_bounded_cache_does_not_grow():
     run = Run("window:40", [[True] * 420])
     sizes = set()
@@ -301,14 +307,16 @@ def test_caches_that_cannot_be_exact_are_refused(monkeypatch):
     kept_by_config = DynamicCache(config=stock.config)
     stock(tokens(1, 9), past_key_values=kept_by_config)
     model = patch_model(stock, "window:9|sinks:1", replace_model_pattern=True, check=False)
-    with pytest.raises(ValueError, match="9 tokens behind it and holds 4, chosen by the config and not by the mask"):
+    with pytest.raises(ValueError, match="this cache holds 9 tokens that no patched model has read"):
         model(tokens(1, 1), past_key_values=kept_by_config)
 
     model = patch_model(build("llama"), "window:4", check=False)
     given = filled(model)
     model(tokens(1, 1), past_key_values=given)
     patch_model(model, "window:8", check=False)
-    with pytest.raises(ValueError, match="has dropped what 'window:4' cannot read, and the layer's mask is 'window:8'"):
+    with pytest.raises(
+        ValueError, match="this cache was filled under 'window:4', and the layer's mask is 'window:8' now"
+    ):
         model(tokens(1, 1), past_key_values=given)
 
     quantized = QuantizedCache.__new__(QuantizedCache)
@@ -354,3 +362,67 @@ def test_a_saved_model_writes_the_same_in_another_process(tmp_path):
     written = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here = model.generate(tokens(1, 20), max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert written.strip() == str(here.tolist())
+
+
+@torch.no_grad()
+def test_a_pipeline_keeps_a_bounded_cache(model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "window:4|sinks:1", check=False)
+    given = DynamicCache()
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    (written,) = write("The quick", max_new_tokens=90, do_sample=False, past_key_values=given)
+    tokens = tokenizer("The quick", return_tensors="pt")["input_ids"]
+    again = model.generate(tokens, max_new_tokens=90, do_sample=False, use_cache=False)
+    assert written["generated_text"] == tokenizer.decode(again[0])
+    assert given.get_seq_length() == 98 and len(given.layers[0].columns) < 75
+
+
+@torch.no_grad()
+def test_a_layer_that_was_offloaded_goes_on():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    whole = model(tokens(1, 99), use_cache=False).logits
+    held = model(tokens(1, 99)[:, :90], use_cache=True).past_key_values
+    for layer in held.layers:
+        layer.offload()
+        layer.prefetch()
+    step = model(tokens(1, 99)[:, 90:], past_key_values=held)
+    torch.testing.assert_close(step.logits, whole[:, 90:], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_that_is_half_updated_or_left_behind_is_refused():
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    held = filled(model)
+    hook = model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(tokens(1, 1), past_key_values=held)
+    hook.remove()
+    with pytest.raises(ValueError, match="a call that failed has left this cache half updated"):
+        model(tokens(1, 1), past_key_values=held)
+
+    held = filled(model)
+    model(tokens(1, 1), past_key_values=held)
+    unpatch_model(model)
+    with pytest.raises(ValueError, match=r"this cache keeps what 'window:4\|sinks:1' reads, and the model that us"):
+        model(tokens(1, 1), past_key_values=held)
+
+
+@torch.no_grad()
+def test_what_has_been_dropped_stays_dropped_when_rows_are_chosen():
+    """The floor may not move back, even if fewer tokens have been seen when more are dropped."""
+    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
+    attention_mask = torch.ones(2, 300, dtype=torch.long)
+    attention_mask[1, :50] = 0
+    held = model(tokens(2, 300), attention_mask=attention_mask).past_key_values
+    longer = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
+    model(tokens(2, 1), attention_mask=longer, past_key_values=held)
+    floor = held.layers[0].floor
+    assert floor == 300 - 64
+    held.crop(-60)
+    held.batch_select_indices(torch.tensor([1]))
+    for _ in range(3):
+        seen = held.get_seq_length()
+        model(tokens(1, 1), attention_mask=longer[1:, : seen + 1], past_key_values=held)
+    assert held.layers[0].floor >= floor
+    with pytest.raises(ValueError, match="it has dropped what the tokens before"):
+        held.crop(-20)

@@ -31,7 +31,7 @@ def dense(rest, real, spans, windows):
 
         def pair(i, j, row=row, marked=marked, place=place):
             inside = marked[i] == marked[j] >= 0 or allowed[place[i]][place[j]]
-            return bool(row[i] and row[j] and inside and (windows is None or 0 <= place[i] - place[j] < windows))
+            return bool(row[i] and row[j] and inside and (windows is None or place[i] - place[j] < windows))
 
         rows.append([[pair(i, j) for j in columns] for i in columns])
     return torch.tensor(rows)[:, None]
@@ -168,6 +168,21 @@ def test_what_is_refused():
         causal(inputs, prefix_lengths=[1])
     with pytest.raises(ValueError, match="a prefix is for a mask that asks for it"):
         prefix_cache(causal, [1])
+    with pytest.raises(ValueError, match="give one of lengths and span_ids"):
+        prefix_cache(model)
+
+
+@torch.no_grad()
+def test_spans_in_generate():
+    """Which tokens of a prompt are marked has to be said; unlike a prefix, no prompt is a span by itself."""
+    model, inputs = patch_model(build("llama"), "spans|window:4|sinks:1", check=False), tokens(2, 9)
+    with pytest.raises(ValueError, match="'spans' needs to be told where its tokens are"):
+        write(model, inputs)
+    ids = torch.tensor([[-1, 3, 3, 3, -1, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, -1, -1]])
+    written = write(model, inputs, past_key_values=prefix_cache(model, span_ids=ids))
+    marked = torch.nn.functional.pad(ids, (0, 12), value=-1)
+    again = model(written.sequences, span_ids=marked, use_cache=False).logits[:, 8:-1]
+    torch.testing.assert_close(torch.stack(written.logits, 1), again, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
