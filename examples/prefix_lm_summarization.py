@@ -4,7 +4,7 @@ Each part of a letter is signed at its end. Under `prefix|causal` a word of the 
 when it is read, and the summary only has to look the word up; under `causal` the word has been read before anybody
 signed. Both models start with the same weights and see the same letters.
 
-python examples/prefix_lm_summarization.py
+python examples/prefix_lm_summarization.py [steps]    # the 1,500 by default take some minutes
 """
 
 import sys
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from hf_masking import patch_model
 from hf_masking.training import labels_behind
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
 ASK, AUTHORS, WORDS = 0, 8, 32  # tokens: the question, then the authors, then the words
 PARTS, LENGTH, BATCH = 4, 20, 64
 
