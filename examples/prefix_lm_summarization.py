@@ -1,8 +1,9 @@
-"""A task that needs both directions: who signed the part of a letter in which a word stands?
+"""Who signed the part of a letter in which a word stands? Each part is signed at its end: causal against prefix.
 
-Each part of a letter is signed at its end. Under `prefix|causal` a word of the letter sees the signature behind it
-when it is read, and the summary only has to look the word up; under `causal` the word has been read before anybody
-signed. Both models start with the same weights and see the same letters.
+Under `prefix|causal` a word of the letter sees the signature behind it when it is read, and the answer only has to look
+the word up; under `causal` the word has been read before anybody signed. Both models start with the same weights and
+see the same letters. The gain is small at this size (69% against 61% right after 1,500 steps): under a causal mask the
+signature can gather the words before it, and the answer can look there.
 
 python examples/prefix_lm_summarization.py [steps]    # the 1,500 by default take some minutes
 """
