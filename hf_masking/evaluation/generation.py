@@ -119,9 +119,8 @@ class _Probe:
         parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
         self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
         self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        masks = layer_masks(model)
-        self.marks = not all(mask.is_bound for mask in masks)
-        self.prompt_is_prefix = Asks.of(masks).prefix_only
+        asks = Asks.of(layer_masks(model))
+        self.marks, self.prompt_is_prefix = asks.spans, asks.prefix_only
 
     def prompt(self, rows: int, length: int) -> Tensor:
         draw = torch.Generator().manual_seed(_SEED)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from transformers.cache_utils import Cache
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import PADDING, ids_from_padding, positions_in_documents
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +65,18 @@ class Batch:
 
     def kept(self, mask: Mask, columns: Tensor) -> Documents:
         """`describe`, but the same object for all layers of a mask, so that what follows from it is worked out once."""
-        known = self._kept.get(mask)
-        if known is None or not _equal(known[0], columns):
-            known = self._kept[mask] = columns, self.describe(columns)
-        return known[1]
+        return _once(self._kept, mask, columns, lambda: self.describe(columns))
 
     def readable(self, mask: Mask, columns: Tensor, first: int) -> Tensor:
         """The indices of those columns ``[k]`` that some token in a column from ``first`` on may read."""
-        known = self._readable.get(mask)
-        if known is None or not _equal(known[0], columns):
+
+        def find() -> Tensor:
             positions, next_query = self.positions(columns), self.count(first).to(columns.device)[:, None]
             # What is marked was marked in full when it came: no later query reads more of it.
             live = (positions >= 0) & (mask.bind(()).last_reader(positions) >= next_query)
-            known = self._readable[mask] = columns, live.any(0).nonzero()[:, 0]
-        return known[1]
+            return live.any(0).nonzero()[:, 0]
+
+        return _once(self._readable, mask, columns, find)
 
     def describe(self, columns: Tensor) -> Documents:
         """The new tokens as queries, the tokens in these columns ``[k]`` as keys."""
@@ -104,8 +105,12 @@ def _in_columns(x: Tensor, columns: Tensor) -> Tensor:
     return x[:, columns.to(x.device)].to(columns.device)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.device == other.device and torch.equal(one, other)
+def _once(memo: dict[Mask, tuple[Tensor, T]], mask: Mask, columns: Tensor, make: Callable[[], T]) -> T:
+    """What the layers of a mask share, made once for the columns that they keep."""
+    known = memo.get(mask)
+    if known is None or known[0].device != columns.device or not torch.equal(known[0], columns):
+        known = memo[mask] = columns, make()
+    return known[1]
 
 
 class _Stack(threading.local):

@@ -232,15 +232,14 @@ def adopt(cache: Cache) -> bool:
             )
     elif torch.compiler.is_compiling():
         # What is kept depends on the data, which a compiled graph may not.
-        _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
+        _replace(cache, (DynamicSlidingWindowLayer,), DynamicLayer)
     elif all(type(layer) in (*_ORDINARY, MaskedLayer) for layer in cache.layers):
-        for kind in _ORDINARY:
-            _replace(cache, kind, MaskedLayer)
+        _replace(cache, _ORDINARY, MaskedLayer)
         if cache.layer_class_to_replicate is DynamicLayer:
             cache.layer_class_to_replicate = MaskedLayer
     else:
         # Layers with a recurrent state beside: these stay as they are.
-        _replace(cache, DynamicSlidingWindowLayer, DynamicLayer)
+        _replace(cache, (DynamicSlidingWindowLayer,), DynamicLayer)
     mark_filled(cache)
     layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
     return all(layer is MaskedLayer for layer in layers)
@@ -251,14 +250,14 @@ def mark_filled(cache: Cache) -> None:
     setattr(cache, _FILLED, True)
 
 
-def _replace(cache: Cache, old: type, new: type) -> None:
-    cache.layers[:] = [new() if type(layer) is old else layer for layer in cache.layers]
+def _replace(cache: Cache, old: tuple[type, ...], new: type) -> None:
+    cache.layers[:] = [new() if type(layer) in old else layer for layer in cache.layers]
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache | None:
     """A cache for a model that would make one itself; None where its layers are of another kind."""
     cache = DynamicCache(config=config)
-    return cache if all(type(layer) in _ORDINARY for layer in cache.layers) and adopt(cache) else None
+    return cache if adopt(cache) else None
 
 
 def layer_of(cache: Cache | None, module: nn.Module) -> MaskedLayer | None:

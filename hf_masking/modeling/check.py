@@ -22,6 +22,7 @@ from .attention import Call, LayerMask, recording
 from .modes import evaluating
 from .record import find_patch, pretrained
 from .settings import Settings
+from .spans import Asks
 
 LENGTH = 12
 MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
@@ -147,7 +148,7 @@ class _Probe:
         self.vocabulary = base.config.get_text_config(decoder=True).vocab_size
         draw = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(self.vocabulary, (LENGTH,), generator=draw).to(self.device)
-        self.marks = not all(mask.is_bound for mask in self.wanted.masks(self.n_layers))
+        self.marks = Asks.of(self.wanted.masks(self.n_layers)).spans
         self.takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
         self.scale = float(self.logits(self.tokens[None], PLAIN).std().nan_to_num(nan=1.0).clamp(min=1e-30))
 

@@ -59,7 +59,8 @@ def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     for value in (*kwargs.values(), *returned):
         if isinstance(value, Cache):
             mark_filled(value)
-            reading.mark_packed(value, left.packed)
+            if left.new:  # else nothing was read of this call
+                reading.mark_packed(value, left.packed)
 
 
 @functools.lru_cache
@@ -74,8 +75,10 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | Non
     if cache is not None:
         return cache
     use_cache = getattr(module.config, "use_cache", False) if use_cache is None else use_cache
+    if not use_cache:
+        return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-    return new_cache(module.config) if use_cache and not checkpoints else None
+    return None if checkpoints else new_cache(module.config)
 
 
 def _refuse_another_implementation(module: PreTrainedModel) -> None:

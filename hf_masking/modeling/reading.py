@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids, renumbered
 from .batch import Batch
 from .handle import is_handle
-from .spans import Asks, read_spans, refuse_spans
+from .spans import Asks, check_ids, read_spans, refuse_spans
 
 OWN = ("document_ids", "prefix_lengths", "span_ids")  # arguments that the model itself does not know
 _PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
@@ -35,8 +35,6 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks) -> Batch
     seen = int(given.get_seq_length()) if given is not None else 0
     real = _read_padding(attention_mask, rows, seen, new)
     ids = _read_document_ids(arguments.get("document_ids"), rows, seen, new)
-    if not seen and isinstance(given, Cache):
-        mark_packed(given, False)
     if ids is None and seen and getattr(given, _PACKED, False):
         raise ValueError(
             "this cache holds packed documents, so the document of a new token is unknown; "
@@ -69,7 +67,7 @@ def _one_if_alike(rows: Tensor | None) -> Tensor | None:
 
 def mark_packed(cache: Cache, packed: bool) -> None:
     """Remembers whether the rows of the cache hold several documents."""
-    setattr(cache, _PACKED, packed or (getattr(cache, _PACKED, False) and bool(cache.get_seq_length())))
+    setattr(cache, _PACKED, packed)
 
 
 def _is_prepared(attention_mask: Any) -> bool:
@@ -104,9 +102,7 @@ def _read_padding(attention_mask: Tensor | None, rows: int, seen: int, new: int)
 def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
     if document_ids is None:
         return None
-    if document_ids.is_floating_point() or document_ids.shape not in {(rows, seen + new), (1, seen + new)}:
-        got = f"{document_ids.dtype} of shape {list(document_ids.shape)}"
-        raise ValueError(f"document_ids must be integers of shape [{rows}, {seen + new}], got {got}")
+    check_ids("document_ids", document_ids, rows, seen + new)
     return renumbered(document_ids).expand(rows, -1)
 
 

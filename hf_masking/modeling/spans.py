@@ -64,6 +64,13 @@ def prefix_cache(
     return cache
 
 
+def check_ids(name: str, ids: Tensor, rows: int, tokens: int) -> None:
+    """Raises a ValueError unless ``ids`` are integers, one for each token of each row (or of one for all)."""
+    if ids.is_floating_point() or ids.shape not in {(rows, tokens), (1, tokens)}:
+        got = f"{ids.dtype} of shape {list(ids.shape)}"
+        raise ValueError(f"{name} must be integers of shape [{rows}, {tokens}], got {got}")
+
+
 def refuse_spans(arguments: Mapping[str, Any]) -> None:
     """Raises a ValueError where something is marked and no mask asks for it."""
     for name, mask in (("prefix_lengths", "prefix|causal"), ("span_ids", "spans|causal")):
@@ -162,9 +169,7 @@ def _of_prefixes(lengths: Any, real: Tensor | None, rows: int, new: int) -> Tens
 
 def _of_ids(span_ids: Tensor, real: Tensor | None, shape: tuple[int, int, int]) -> Tensor:
     rows, seen, new = shape
-    if span_ids.is_floating_point() or span_ids.shape not in {(rows, seen + new), (1, seen + new)}:
-        got = f"{span_ids.dtype} of shape {list(span_ids.shape)}"
-        raise ValueError(f"span_ids must be integers of shape [{rows}, {seen + new}], got {got}")
+    check_ids("span_ids", span_ids, rows, seen + new)
     spans = renumbered(span_ids)
     if real is not None:
         spans = torch.where(real, spans.to(real.device), PADDING)
