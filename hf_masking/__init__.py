@@ -1,5 +1,6 @@
 """Sparse attention masks for Hugging Face decoders."""
 
+from .adaptive import AdaptiveSpan, Relevance, TopBlocks
 from .attention import masked_attention
 from .errors import UnsupportedModelError
 from .evaluation import perplexity
@@ -20,9 +21,20 @@ from .masks import (
     Strided,
     Summary,
 )
-from .modeling import check_model, effective_mask, from_pretrained, patch_model, patched, prefix_cache, unpatch_model
+from .modeling import (
+    check_model,
+    effective_mask,
+    effective_weights,
+    from_pretrained,
+    mask_penalties,
+    patch_model,
+    patched,
+    prefix_cache,
+    unpatch_model,
+)
 
 __all__ = [
+    "AdaptiveSpan",
     "BlockCausal",
     "BlockLocal",
     "Causal",
@@ -33,15 +45,19 @@ __all__ = [
     "Offsets",
     "PerHead",
     "Prefix",
+    "Relevance",
     "Sinks",
     "SlidingWindow",
     "Spans",
     "Strided",
     "Summary",
+    "TopBlocks",
     "UnsupportedModelError",
     "check_model",
     "effective_mask",
+    "effective_weights",
     "from_pretrained",
+    "mask_penalties",
     "masked_attention",
     "patch_model",
     "patched",

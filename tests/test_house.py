@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "hf_masking"
-FLOORS = ["masks", "plan", "attention", "modeling", "evaluation", "training", "cli"]
+FLOORS = ["masks", "adaptive", "plan", "attention", "modeling", "evaluation", "training", "cli"]
 
 
 def imported(path):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..plan.blocks import WORKSPACE, Blocks, Run
+from ..plan.layout import Layout
 from . import fused
-from .operands import Backward, Forward, Scoring, Scratch, merge, normalized, write
+from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing, merge, normalized, write
 
 # The scores up to which an operation may be batched along two axes.
 _COPIED = 2**18
@@ -29,102 +30,171 @@ class _Lanes:
 
 def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generator, *, fresh: bool) -> None:
     """Adds the part to ``x.out`` and ``x.lse``; ``fresh`` says that they hold nothing yet."""
-    layout = part.layout.to(x.query.device)
-    query, out, lse = layout.queries(x.query), layout.queries(x.out), layout.queries(x.lse)
-    if layout.query_padding != (0, 0):
+    laid = _Laid.out(part, x)
+    out, lse = laid.layout.queries(x.out), laid.layout.queries(x.lse)
+    if laid.layout.query_padding != (0, 0):
         fresh = False
-    key, value = layout.keys(x.key), layout.keys(x.value)
-    can_fuse = fused.can_do(query, value) and not scoring.dropout and scoring.softcap is None
+    can_fuse = fused.can_do(laid.query, laid.value) and not scoring.dropout and scoring.softcap is None
     written = 0
     for run in part.runs:
-        biases = _biases(part, run, query)
+        biases = _biases(part, run, laid.query)
         wholes: dict[int, tuple[Tensor, Tensor] | None] = {}
         put = write if fresh and run.row >= written else merge
         written = run.row + run.blocks * run.rows
         for lanes in _lanes(part, run, x):
             rows, row_lse = (_row_view(y, run, lanes) for y in (out, lse))
-            if can_fuse:
+            if can_fuse and not laid.weighings:
                 if lanes.classes.start not in wholes:
                     wholes[lanes.classes.start] = _whole(biases, run, lanes)
-                bias = wholes[lanes.classes.start]
-                values, part_lse = _fused(run, lanes, query, key, value, bias, scoring)
+                values, part_lse = _fused(run, lanes, laid, wholes[lanes.classes.start], scoring)
             else:
-                values, part_lse = _in_steps(run, lanes, query, key, value, biases, scoring, generator, x.scratch)
+                values, part_lse = _in_steps(run, lanes, laid, biases, scoring, generator)
             put(rows, row_lse, values.view(rows.shape), part_lse.view(row_lse.shape))
-    layout.write_queries(x.out, out)
-    layout.write_queries(x.lse, lse)
+    laid.layout.write_queries(x.out, out)
+    laid.layout.write_queries(x.lse, lse)
 
 
 def backward(part: Blocks, x: Backward, scoring: Scoring, generator: torch.Generator) -> None:
     """Adds the part's share to the gradients of ``x``."""
-    layout = part.layout.to(x.query.device)
-    query, grad_out = layout.queries(x.query), layout.queries(x.grad_out)
-    lse, delta, grad_query = layout.queries(x.lse), layout.queries(x.delta), layout.queries(x.grad_query)
-    key, value = layout.keys(x.key), layout.keys(x.value)
-    in_place = layout.columns is None and layout.key_padding == (0, 0)
-    grad_key = layout.keys(x.grad_key) if in_place else torch.zeros_like(key)
-    grad_value = layout.keys(x.grad_value) if in_place else torch.zeros_like(value)
+    laid, scratch = _Laid.out(part, x), x.scratch
+    layout = laid.layout
+    grad_out, lse, delta = layout.queries(x.grad_out), layout.queries(x.lse), layout.queries(x.delta)
+    grad_query = layout.queries(x.grad_query)
+    grad_key, grad_value = _key_sums(layout, x.grad_key), _key_sums(layout, x.grad_value)
     for run in part.runs:
-        biases = _biases(part, run, query)
+        biases = _biases(part, run, laid.query)
         for lanes in _lanes(part, run, x):
-            weights, slope = _scores(run, lanes, query, key, biases, scoring, x.scratch)
+            weights, slope = _scores(run, lanes, laid, biases, scoring)
             weights.sub_(_rows(lse, run, lanes)).exp2_()
             rows_grad = _rows(grad_out, run, lanes)
-            grad_weights = x.scratch.take("grad_weights", *weights.shape)
-            torch.bmm(rows_grad, _windows(value, run, lanes).mT, out=grad_weights)
+            grad_weights = scratch.take("grad_weights", *weights.shape)
+            torch.bmm(rows_grad, _windows(laid.value, run, lanes).mT, out=grad_weights)
             keep = scoring.keep(weights, generator)
             dropped = weights if keep is None else weights * keep
-            _add_windows(grad_value, run, lanes, _transposed_product(dropped, rows_grad, x.scratch))
+            _add_windows(grad_value, run, lanes, _transposed_product(dropped, rows_grad, scratch))
             if keep is not None:
                 grad_weights.mul_(keep)
             grad_scores = grad_weights.sub_(_rows(delta, run, lanes)).mul_(weights)
+            for weighing in laid.weighings:
+                weighing.add_gradients(run, lanes, grad_scores)
             if slope is not None:
                 grad_scores.mul_(slope)
             target = _row_view(grad_query, run, lanes)
-            windows = _windows(key, run, lanes)
-            product = torch.bmm(grad_scores, windows, out=x.scratch.take("values", *weights.shape[:2], key.shape[-1]))
+            windows = _windows(laid.key, run, lanes)
+            product = torch.bmm(grad_scores, windows, out=scratch.take("values", *weights.shape[:2], windows.shape[-1]))
             target.add_(product.view(target.shape), alpha=scoring.scale)
-            product = _transposed_product(grad_scores, _rows(query, run, lanes), x.scratch)
+            product = _transposed_product(grad_scores, _rows(laid.query, run, lanes), scratch)
             _add_windows(grad_key, run, lanes, product, scoring.scale)
     layout.write_queries(x.grad_query, grad_query)
-    if not in_place:
-        layout.add_keys(x.grad_key, grad_key)
-        layout.add_keys(x.grad_value, grad_value)
+    _write_key_sums(layout, x.grad_key, grad_key)
+    _write_key_sums(layout, x.grad_value, grad_value)
+    for weighing in laid.weighings:
+        weighing.write_gradients()
+
+
+@dataclass
+class _Laid:
+    """A document in the layout of a part: query ``[h, C, q, D]``, key and value ``[g, C, k, D]``."""
+
+    layout: Layout
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    weighings: list[_LaidWeighing]
+    scratch: Scratch
+
+    @classmethod
+    def out(cls, part: Blocks, x: Forward) -> _Laid:
+        layout = part.layout.to(x.query.device)
+        query, key, value = layout.queries(x.query), layout.keys(x.key), layout.keys(x.value)
+        weighings = [_LaidWeighing.out(part, layout, weighing) for weighing in x.weighings] if part.weighted else []
+        return cls(layout, query, key, value, weighings, x.scratch)
+
+
+@dataclass
+class _LaidWeighing:
+    """A `Weighing` in the layout of a part, and the positions ``[C, q]`` and ``[C, k]``."""
+
+    weighing: Weighing
+    layout: Layout
+    query: Tensor
+    key: Tensor | None
+    positions: tuple[Tensor, Tensor]
+    grad_query: Tensor | None
+    grad_key: Tensor | None
+
+    @classmethod
+    def out(cls, part: Blocks, layout: Layout, weighing: Weighing) -> _LaidWeighing:
+        q, k = (x.to(weighing.query.device) for x in part.positions())
+        return cls(
+            weighing,
+            layout,
+            layout.queries(weighing.query),
+            None if weighing.key is None else layout.keys(weighing.key),
+            (q, k),
+            None if weighing.grad_query is None else layout.queries(weighing.grad_query),
+            None if weighing.grad_key is None else _key_sums(layout, weighing.grad_key),
+        )
+
+    def of(self, run: Run, lanes: _Lanes) -> Tensor:
+        """The logarithm of the weights of a run ``[heads, classes, blocks, rows, width]``."""
+        return self.weighing.log_weight(*self._tile(run, lanes))
+
+    def add_gradients(self, run: Run, lanes: _Lanes, grad_scores: Tensor) -> None:
+        query, key, distance = self._tile(run, lanes)
+        grads = self.weighing.gradients(query, key, distance, grad_scores)
+        if self.grad_query is not None:
+            _row_view(self.grad_query, run, lanes).add_(grads[0])
+        if self.grad_key is not None:
+            _add_windows(self.grad_key, run, lanes, grads[1].flatten(0, 2))
+
+    def write_gradients(self) -> None:
+        if self.grad_query is not None and self.weighing.grad_query is not None:
+            self.layout.write_queries(self.weighing.grad_query, self.grad_query)
+        if self.grad_key is not None and self.weighing.grad_key is not None:
+            _write_key_sums(self.layout, self.weighing.grad_key, self.grad_key)
+
+    def _tile(self, run: Run, lanes: _Lanes) -> tuple[Tensor, Tensor | None, Tensor]:
+        heads = _length(lanes.heads)
+        key = None if self.key is None else _window_view(self.key, run, lanes, heads, 0, run.width)
+        q, k = _grid_positions(self.positions, run)
+        return _row_view(self.query, run, lanes), key, (q - k)[lanes.classes]
+
+
+def _key_sums(layout: Layout, x: Tensor) -> Tensor:
+    """Where gradients of keys are summed up: in ``x`` itself, if its layout is a view."""
+    laid = layout.keys(x)
+    return laid if _in_place(layout) else torch.zeros_like(laid)
+
+
+def _write_key_sums(layout: Layout, x: Tensor, sums: Tensor) -> None:
+    if not _in_place(layout):
+        layout.add_keys(x, sums)
+
+
+def _in_place(layout: Layout) -> bool:
+    return layout.columns is None and layout.key_padding == (0, 0)
 
 
 def _in_steps(
-    run: Run,
-    lanes: _Lanes,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    biases: list[Bias],
-    scoring: Scoring,
-    generator: torch.Generator,
-    scratch: Scratch,
+    run: Run, lanes: _Lanes, laid: _Laid, biases: list[Bias], scoring: Scoring, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Values and base-2 log-sum-exp of a run, ``[lanes * blocks, rows, D]`` and ``[..., 1]``."""
-    scores, _ = _scores(run, lanes, query, key, biases, scoring, scratch)
+    scores, _ = _scores(run, lanes, laid, biases, scoring)
     peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(peak).exp2_()
     total = weights.sum(-1, keepdim=True)
     if (keep := scoring.keep(weights, generator)) is not None:
         weights.mul_(keep)
-    values = scratch.take("values", *weights.shape[:2], value.shape[-1])
-    return normalized(torch.bmm(weights, _windows(value, run, lanes), out=values), peak, total)
+    values = laid.scratch.take("values", *weights.shape[:2], laid.value.shape[-1])
+    return normalized(torch.bmm(weights, _windows(laid.value, run, lanes), out=values), peak, total)
 
 
 def _fused(
-    run: Run,
-    lanes: _Lanes,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: tuple[Tensor, Tensor] | None,
-    scoring: Scoring,
+    run: Run, lanes: _Lanes, laid: _Laid, bias: tuple[Tensor, Tensor] | None, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """The same by the fused kernel; ``bias`` is what `_whole` gives."""
-    rows, keys, values = _rows(query, run, lanes), _windows(key, run, lanes), _windows(value, run, lanes)
+    rows, keys, values = _rows(laid.query, run, lanes), _windows(laid.key, run, lanes), _windows(laid.value, run, lanes)
     if bias is None:
         return fused.attend(rows, keys, values, None, scoring.scale)
     added, blind = (x.expand(_length(lanes.heads), -1, run.blocks, -1, -1).flatten(0, 2) for x in bias)
@@ -148,17 +218,17 @@ def _whole(biases: list[Bias], run: Run, lanes: _Lanes) -> tuple[Tensor, Tensor]
     return whole, whole.amax(-1, keepdim=True) == -torch.inf
 
 
-def _scores(
-    run: Run, lanes: _Lanes, query: Tensor, key: Tensor, biases: list[Bias], scoring: Scoring, scratch: Scratch
-) -> tuple[Tensor, Tensor | None]:
+def _scores(run: Run, lanes: _Lanes, laid: _Laid, biases: list[Bias], scoring: Scoring) -> tuple[Tensor, Tensor | None]:
     """Masked scores in base 2 ``[lanes * blocks, rows, width]``, and the slope of the soft cap."""
-    rows, windows = _rows(query, run, lanes), _windows(key, run, lanes).mT
-    products = scratch.take("scores", *rows.shape[:2], run.width)
+    rows, windows = _rows(laid.query, run, lanes), _windows(laid.key, run, lanes).mT
+    products = laid.scratch.take("scores", *rows.shape[:2], run.width)
     torch.baddbmm(products, rows, windows, beta=0, alpha=scoring.factor, out=products)
     scores, slope = scoring.bend(products)
     unflat = scores.view(-1, _length(lanes.classes), run.blocks, run.rows, run.width)
     for columns, bias in biases:
         unflat[..., columns].add_(bias[lanes.classes])
+    for weighing in laid.weighings:
+        unflat.add_(weighing.of(run, lanes), alpha=LOG2E)
     return scores, slope
 
 
@@ -254,14 +324,19 @@ def _edge(part: Blocks, run: Run, columns: slice, like: Tensor) -> Bias:
 
 
 def _guard(part: Blocks, run: Run, like: Tensor) -> Bias:
-    q, k = part.positions()
-    q = q[:, run.row : run.row + run.blocks * run.rows].unflatten(1, (run.blocks, run.rows))
-    k = k[:, run.key : run.key + (run.blocks - 1) * run.rows + run.width].unfold(1, run.width, run.rows)
-    q, k = torch.broadcast_tensors(q[..., None], k[..., None, :])
+    q, k = torch.broadcast_tensors(*_grid_positions(part.positions(), run))
     allowed = torch.ones_like(q, dtype=torch.bool)
     for guard in part.guards:
         allowed &= guard.allows(q, k)
     return slice(0, run.width), _as_bias(allowed, like)
+
+
+def _grid_positions(positions: tuple[Tensor, Tensor], run: Run) -> tuple[Tensor, Tensor]:
+    """The positions of a run's rows ``[C, blocks, rows, 1]`` and of its windows' keys ``[C, blocks, 1, width]``."""
+    q, k = positions
+    q = q[:, run.row : run.row + run.blocks * run.rows].unflatten(1, (run.blocks, run.rows))
+    k = k[:, run.key : run.key + (run.blocks - 1) * run.rows + run.width].unfold(1, run.width, run.rows)
+    return q[..., None], k[..., None, :]
 
 
 def _as_bias(allowed: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ log-sum-exp. Nothing of queries x keys is ever kept: O(N) memory, and a fixed wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,22 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adaptive import AdaptiveMask, Features
 from ..masks import Mask
-from ..plan import Blocks, Diagonals, Documents, Plan, Segment, plan_of
-from . import block_kernel, diagonal_kernel, gathered
-from .operands import LOG2E, Backward, Forward, Scoring, Scratch
+from ..plan import Blocks, Diagonals, Documents, Part, Segment, Selected, plan_of
+from . import block_kernel, content, diagonal_kernel, gathered, selected_kernel
+from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing
 
-_KERNELS: dict[type, ModuleType] = {Blocks: block_kernel, Diagonals: diagonal_kernel}
+_KERNELS: dict[type, ModuleType] = {
+    Blocks: block_kernel,
+    Diagonals: diagonal_kernel,
+    Selected: selected_kernel,
+}
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One document of one row under the plan of some of the query heads."""
+    """One document of one row, and the parts that are computed for some of the query heads."""
 
     row: int
     segment: Segment
-    plan: Plan
+    parts: tuple[Part | Selected, ...]
     heads: slice
+
+
+# A mask that gives weights, whether small ones count as 0, and what it has read of queries and keys.
+_Read = tuple[AdaptiveMask, bool, Tensor, Tensor | None]
 
 
 @torch.compiler.disable
@@ -45,6 +54,7 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
+    features: Sequence[Features] = (),
 ) -> Tensor:
     """Shapes as in `masked_attention`. Half precision is computed in float32. Deterministic, given the random seed.
 
@@ -53,8 +63,11 @@ def attend(
     """
     if query.shape[2] == 1 or documents.scattered:
         options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
-        return gathered.attend(query, key, value, mask, documents, scale=scale, **options)
-    tasks = list(_tasks(mask, documents, query.shape[0], query.shape[1]))
+        return gathered.attend(query, key, value, mask, documents, scale=scale, features=features, **options)
+    if mask.is_adaptive:
+        tasks = list(_adaptive_tasks(mask, documents, query.detach(), key.detach(), features))
+    else:
+        tasks = list(_tasks(mask, documents, query.shape[0], query.shape[1]))
     seed = int(torch.randint(2**62, ()).item()) if dropout else 0
     scoring = Scoring(scale, softcap, dropout, seed)
     precise = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -63,9 +76,12 @@ def attend(
         x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(precise), key.to(precise), value.to(precise))
     ]
     sinks = None if sink_logits is None else sink_logits.to(precise)
+    reads = _reads(mask, features, query, precise)
     # Autocast would turn single products back into half precision.
     with torch.autocast(query.device.type, enabled=False):
-        output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring)
+        tensors = [x for *_, query_features, key_features in reads for x in (query_features, key_features)]
+        kinds = [(leaf, hard) for leaf, hard, *_ in reads]
+        output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring, kinds, *tensors)
     return output.to(query.dtype)
 
 
@@ -76,7 +92,36 @@ def _tasks(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterat
         for row in range(batch) if documents.alike else (segment.row,):
             for index, member in enumerate(members):
                 heads = slice(index * size, (index + 1) * size)
-                yield _Task(row, segment, plan_of(segment.bind(member), segment.lengths), heads)
+                yield _Task(row, segment, plan_of(segment.bind(member), segment.lengths).parts, heads)
+
+
+def _adaptive_tasks(
+    mask: Mask, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]
+) -> Iterator[_Task]:
+    for segment in documents.segments:
+        for row in range(query.shape[0]) if documents.alike else (segment.row,):
+            read = tuple(_of_document(one, row, segment) for one in features)
+            document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
+            for heads, parts in content.parts_by_heads(mask, document):
+                yield _Task(row, segment, parts, heads)
+
+
+def _of_document(features: Features, row: int, segment: Segment) -> Features:
+    query, key = (None if x is None else x[row if len(x) > 1 else 0].detach() for x in features.tensors)
+    query = query if query is None or query.shape[1] == 1 else query[:, segment.queries]
+    return Features(query, key if key is None else key[:, segment.keys], features.hard)
+
+
+def _reads(mask: Mask, features: Sequence[Features], query: Tensor, dtype: torch.dtype) -> list[_Read]:
+    """What the leaves that give weights have read, for each head and token."""
+    reads: list[_Read] = []
+    for leaf, read in zip(mask.graded().leaves if mask.is_adaptive else (), features, strict=True):
+        if not leaf.selects:
+            assert read.query is not None
+            of_queries = read.query.to(dtype).expand(*query.shape[:3], -1).contiguous()
+            of_keys = None if read.key is None else read.key.to(dtype).expand(len(query), -1, -1, -1).contiguous()
+            reads.append((leaf, read.hard, of_queries, of_keys))
+    return reads
 
 
 class _Blockwise(torch.autograd.Function):
@@ -89,6 +134,8 @@ class _Blockwise(torch.autograd.Function):
         sink_logits: Tensor | None,
         tasks: list[_Task],
         scoring: Scoring,
+        kinds: list[tuple[AdaptiveMask, bool]],
+        *features: Tensor | None,
     ) -> Tensor:
         batch, heads, n_queries, _ = query.shape
         out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
@@ -105,15 +152,16 @@ class _Blockwise(torch.autograd.Function):
                 first_head=task.heads.start,
                 group=heads // key.shape[1],
                 scratch=scratch,
+                weighings=_weighings(task, kinds, features),
             )
-            for index, part in enumerate(task.plan.parts):
+            for index, part in enumerate(task.parts):
                 _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
             if not isinstance(columns, slice):
                 out[task.row, task.heads, columns], lse[task.row, task.heads, columns] = x.out, x.lse
         if sink_logits is not None:
             _add_sinks(out, lse, sink_logits)
-        ctx.save_for_backward(query, key, value, sink_logits, out, lse)
-        ctx.tasks, ctx.scoring = tasks, scoring
+        ctx.save_for_backward(query, key, value, sink_logits, out, lse, *features)
+        ctx.tasks, ctx.scoring, ctx.kinds = tasks, scoring, kinds
         return out
 
     @staticmethod
@@ -125,18 +173,45 @@ class _Blockwise(torch.autograd.Function):
             )
         saved = ctx.saved_tensors
         with torch.autocast(saved[0].device.type, enabled=False):
-            return (*_gradients(grad_outputs[0], saved, ctx.tasks, ctx.scoring), None, None)
+            own, of_features = _gradients(grad_outputs[0], saved, ctx.tasks, ctx.scoring, ctx.kinds)
+            return (*own, None, None, None, *of_features)
+
+
+def _weighings(
+    task: _Task,
+    kinds: list[tuple[AdaptiveMask, bool]],
+    features: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None] = (),
+) -> list[Weighing]:
+    """What gives the pairs of a task their weights; with ``gradients`` summed up for the features, one for each."""
+    queries, keys = task.segment.queries, task.segment.keys
+    weighings = []
+    for index, (leaf, hard) in enumerate(kinds):
+        tensors = [*features[2 * index : 2 * index + 2], *(gradients[2 * index : 2 * index + 2] or (None, None))]
+        of_queries, of_keys = (
+            [None if x is None else x[task.row] for x in pair] for pair in (tensors[::2], tensors[1::2])
+        )
+        query, grad_query = (None if x is None else x[task.heads][:, queries] for x in of_queries)
+        key, grad_key = (None if x is None else x[:, keys] for x in of_keys)
+        assert query is not None
+        weighings.append(Weighing(leaf, hard, query, key, grad_query, grad_key))
+    return weighings
 
 
 def _gradients(
-    grad_out: Tensor, saved: tuple[Tensor, ...], tasks: list[_Task], scoring: Scoring
-) -> tuple[Tensor | None, ...]:
-    """The gradients of query, key, value and sink logits."""
-    query, key, value, sink_logits, out, lse = saved
+    grad_out: Tensor,
+    saved: tuple[Tensor, ...],
+    tasks: list[_Task],
+    scoring: Scoring,
+    kinds: list[tuple[AdaptiveMask, bool]],
+) -> tuple[tuple[Tensor | None, ...], list[Tensor | None]]:
+    """The gradients of query, key, value and sink logits, and those of the features."""
+    query, key, value, sink_logits, out, lse, *features = saved
     delta = torch.linalg.vecdot(grad_out, out)[..., None]
     # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+    grad_features: list[Tensor | None] = [None if x is None else torch.zeros_like(x) for x in features]
     generator, scratch = scoring.generator(query.device), Scratch(query)
     for task in tasks:
         columns, keys = task.segment.queries, task.segment.keys
@@ -149,20 +224,33 @@ def _gradients(
             first_head=task.heads.start,
             group=query.shape[1] // key.shape[1],
             scratch=scratch,
+            weighings=_weighings(task, kinds, features, grad_features),
             grad_out=grad_out[task.row, task.heads][:, columns],
             delta=delta[task.row, task.heads][:, columns],
             grad_query=grad_query[task.row, task.heads][:, columns],
             grad_key=grad_key[task.row][:, keys],
             grad_value=grad_value[task.row][:, keys],
         )
-        for part in task.plan.parts:
+        for part in task.parts:
             _KERNELS[type(part)].backward(part, x, scoring, generator)
+        # Where columns are no slice, these are copies.
         if not isinstance(columns, slice):
             grad_query[task.row, task.heads, columns] = x.grad_query
         if not isinstance(keys, slice):
             grad_key[task.row, :, keys], grad_value[task.row, :, keys] = x.grad_key, x.grad_value
+        for weighing, of_queries, of_keys in zip(x.weighings, grad_features[::2], grad_features[1::2], strict=True):
+            if of_queries is not None and weighing.grad_query is not None and not isinstance(columns, slice):
+                of_queries[task.row, task.heads, columns] = weighing.grad_query
+            if of_keys is not None and weighing.grad_key is not None and not isinstance(keys, slice):
+                of_keys[task.row, :, keys] = weighing.grad_key
     grad_sinks = None if sink_logits is None else -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
-    return grad_query, grad_key, grad_value, None if grad_sinks is None else grad_sinks.sum((0, 2, 3))
+    own: tuple[Tensor | None, ...] = (
+        grad_query,
+        grad_key,
+        grad_value,
+        None if grad_sinks is None else grad_sinks.sum((0, 2, 3)),
+    )
+    return own, grad_features
 
 
 def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:

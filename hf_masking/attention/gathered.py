@@ -6,16 +6,19 @@ it need not be neighbours in the text; and for one query a plan would cost more 
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
-from . import reference
+from . import one_choice, reference
+from .columns import allowed_columns, few
+from .weights import log_weights
 
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
 
@@ -31,9 +34,13 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
+    features: Sequence[Features] = (),
 ) -> Tensor:
     """Shapes as in `masked_attention`."""
-    pairs = max(1, documents.query_positions.shape[0] * len(mask.heads) * key.shape[2])
+    if one_choice.can_do(mask, documents, query, features) and softcap is None and sink_logits is None:
+        return one_choice.attend(query, key, value, mask, documents, features, scale=scale, dropout=dropout)
+    rows = query.shape[0] * query.shape[1] if mask.is_adaptive else documents.query_positions.shape[0] * len(mask.heads)
+    pairs = max(1, rows * key.shape[2])
     size = max(1, min(256, _MOST_PAIRS // pairs))
     # Gradients, and what is not a fused kernel, lose too much in half precision.
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
@@ -41,35 +48,37 @@ def attend(
     precise = query.dtype if query.dtype.itemsize > 2 or (fused and not learns) else torch.float32
     chunks = []
     for first in range(0, query.shape[2], size):
-        some, columns, allowed = _selection(mask, documents, first, size)
+        mine = slice(first, first + size)
+        some, columns, allowed, read = _selection(mask, documents, mine, query, key, features)
         keys, values = (x if columns is None else x.index_select(2, columns) for x in (key, value))
-        q, k, v = (x.to(precise) for x in (query[:, :, first : first + size], keys, values))
+        q, k, v = (x.to(precise) for x in (query[:, :, mine], keys, values))
         if fused:
             chunks.append(_dense(q, k, v, allowed, scale, dropout))
         else:
             sinks = None if sink_logits is None else sink_logits.to(precise)
             options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sinks}
+            options |= {"features": read} if mask.is_adaptive else {}
             chunks.append(reference.attend(q, k, v, mask, some, scale=scale, **options))
     return (chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)).to(query.dtype)
 
 
-# All layers of a forward that have the same mask ask for the same selection.
-@functools.lru_cache(maxsize=4)
 def _selection(
-    mask: Mask, documents: Documents, first: int, size: int
-) -> tuple[Documents, Tensor | None, Tensor | None]:
-    """What some queries need: their documents, the columns of keys (None: all), and of these the pairs that the mask
-    allows ``[B, M, q, k]`` (None: all)."""
-    with torch.inference_mode(False):
-        documents = documents.of_queries(slice(first, first + size))
-        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
-        needed = allowed.flatten(0, 2).any(0)
-        columns = None
-        # To copy keys costs as much as to read them: it pays where few are needed.
-        if int(needed.sum()) * 2 <= len(needed):
-            columns = needed.nonzero()[:, 0]
-            allowed, documents = allowed[..., columns], documents.of_keys(columns)
-        return documents, columns, None if bool(allowed.all()) else allowed
+    mask: Mask, documents: Documents, rows: slice, query: Tensor, key: Tensor, features: Sequence[Features]
+) -> tuple[Documents, Tensor | None, Tensor | None, list[Features]]:
+    """What some queries need: their documents, the columns of keys (None: all), of these the pairs that the mask
+    allows, or the logarithms of their weights, ``[B, M, q, k]`` (None: all), and their features."""
+    if not mask.is_adaptive:
+        return *allowed_columns(mask, documents, rows.start, rows.stop), []
+    documents = documents.of_queries(rows)
+    read = [one.of_queries(rows) for one in features]
+    weights = log_weights(mask, documents, query[:, :, rows], key, read)
+    if any(leaf.selects for leaf in mask.graded().leaves):
+        # What a query chooses is chosen among all keys.
+        return documents, None, weights, read
+    columns = few((weights > -torch.inf).flatten(0, 2).any(0))
+    if columns is None:
+        return documents, None, weights, read
+    return documents.of_keys(columns), columns, weights[..., columns], [one.of_keys(columns) for one in read]
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -77,8 +86,13 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, sc
     blind = None
     if allowed is not None:
         allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1) if allowed.shape[1] > 1 else allowed
-        blind = ~allowed.any(-1, keepdim=True)
-        allowed = allowed | blind  # a softmax over nothing is not a number; these rows are filled below
+        # A softmax over nothing is not a number; these rows see everything, and are filled below.
+        if allowed.dtype == torch.bool:
+            blind = ~allowed.any(-1, keepdim=True)
+            allowed = allowed | blind
+        else:
+            blind = (allowed == -torch.inf).all(-1, keepdim=True)
+            allowed = allowed.masked_fill(blind, 0.0).to(query.dtype)
     output = scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scale, enable_gqa=grouped
     )

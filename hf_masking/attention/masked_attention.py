@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
 from . import automatic, blockwise, flex, reference, sdpa
+from .weights import checked
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": reference.attend,
@@ -33,6 +35,7 @@ def masked_attention(
     backend: str = "auto",
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
+    features: Sequence[Features] = (),
 ) -> Tensor:
     """Attention in which query i sees key j only where the mask allows it.
 
@@ -53,6 +56,8 @@ def masked_attention(
             chose.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
         sink_logits: ``[Hq]``, a learned score that takes weight and gives no value (gpt-oss).
+        features: for a mask that looks at the content: what each of its parts that learn has read of the tokens, in
+            their order; the modules of the parts make it of hidden states.
 
     Returns:
         ``[B, Hq, Nq, Dv]``.
@@ -68,6 +73,14 @@ def masked_attention(
     batch, _, n_queries, head_size = query.shape
     described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
     options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
+    if mask.is_adaptive:
+        options["features"] = checked(features, mask, query, key)
+        if backend in ("sdpa", "flex"):
+            raise ValueError(
+                f"backend {backend!r} computes no mask that looks at the content, such as '{mask}'; "
+                "use backend='blockwise' or 'reference'"
+            )
+        backend = "blockwise" if backend == "auto" else backend
     if backend == "auto":
         backend = automatic.choose(mask, described, query, key, value, **options)
     scale = head_size**-0.5 if scale is None else scale

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adaptive import AdaptiveMask
+
 LOG2E = math.log2(math.e)  # scores are kept in base 2: exp2 is fast for every input, exp is slow where it underflows
 
 
@@ -70,11 +72,42 @@ class Scratch:
 
 
 @dataclass
+class Weighing:
+    """A mask that gives the pairs of a document weights, with what it has read of its tokens.
+
+    query: ``[h, m, r]``; key: ``[g, n, s]``, None if it reads nothing of the keys. The gradients are summed up in
+    tensors of these shapes; None where none is needed.
+    """
+
+    leaf: AdaptiveMask
+    hard: bool
+    query: Tensor
+    key: Tensor | None
+    grad_query: Tensor | None = None
+    grad_key: Tensor | None = None
+
+    def log_weight(self, query: Tensor, key: Tensor | None, distance: Tensor) -> Tensor:
+        """For a tile, see `AdaptiveMask.log_weight`."""
+        return self.leaf.log_weight(query, key, distance, self.hard)
+
+    def gradients(self, query: Tensor, key: Tensor | None, distance: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """Those of a tile's features, from those of its scores (in any shape of as many numbers).
+
+        The weights of a tile are computed once more, and differentiated as what they are: a few lines of torch.
+        """
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in (query, key) if x is not None]
+            weight = self.log_weight(inputs[0], inputs[1] if len(inputs) > 1 else None, distance)
+            return torch.autograd.grad(weight, inputs, grad.view(weight.shape))
+
+
+@dataclass
 class Forward:
     """One document under one plan: query ``[h, m, D]``, key and value ``[g, n, D]``, and the results so far.
 
     out: ``[h, m, Dv]``; lse: the base-2 log-sum-exp of the scores so far, ``[h, m, 1]``, -inf where there were none.
     first_head: the index of the first of these h query heads among all; group: query heads that share a key head.
+    weighings: what gives the pairs of some parts their weights.
     """
 
     query: Tensor
@@ -85,6 +118,7 @@ class Forward:
     first_head: int
     group: int
     scratch: Scratch
+    weighings: list[Weighing]
 
     def head_groups(self) -> Iterator[tuple[slice, slice]]:
         """Query heads and the key heads they use: one to one, or several with one."""

@@ -1,10 +1,14 @@
 """The root of truth: dense, in whatever precision the inputs have, a line a step of the definition."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
+from .weights import log_weights
 
 
 def attend(
@@ -18,15 +22,21 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
+    features: Sequence[Features] = (),
 ) -> Tensor:
     """Softmax over the allowed keys; a query that may attend to nothing gives 0. Shapes as in `masked_attention`."""
+    weights_of_pairs = log_weights(mask, documents, query, key, features) if mask.is_adaptive else None
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scores = query @ key.transpose(-2, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
-    allowed = allowed.repeat_interleave(query.shape[1] // len(mask.heads), dim=1)
+    if weights_of_pairs is None:
+        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
+        allowed = allowed.repeat_interleave(query.shape[1] // len(mask.heads), dim=1)
+    else:
+        allowed = weights_of_pairs > -torch.inf
+        scores = scores + weights_of_pairs.masked_fill(~allowed, 0.0)
     scores = scores.masked_fill(~allowed, -torch.inf)
     if sink_logits is not None:
         # A learned column that takes weight and gives no value (gpt-oss).

@@ -13,9 +13,9 @@ from rich.table import Table
 from ..evaluation import check_generation
 from ..files import check_file
 from ..masks import Mask
-from ..modeling import CheckReport, check_model, layer_masks, patch_model, unpatch_model
+from ..modeling import CheckReport, check_model, layer_masks, patched
 from .console import console, describe_machine, errors, load_model, write_json
-from .options import MaskOptions, OutputOption
+from .options import CARRIED, MaskOptions, OutputOption
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ def check(
     output: OutputOption,
 ) -> None:
     """Compare a patched model with recomputation: padding, packing, backends, caches and every mode of generate."""
-    if not masks.mask:
-        raise ValueError("--mask is missing; say which, for example --mask 'window:256|sinks:4'")
     if options.new_tokens < 1:
         raise ValueError(f"--new-tokens must be at least 1, got {options.new_tokens}")
     if output.output is not None:
@@ -46,13 +44,14 @@ def check(
     for spec in masks.mask:
         Mask.parse(spec)
     loaded = load_model(model)
+    if not masks.mask and not layer_masks(loaded):
+        raise ValueError("--mask is missing, and the model carries none; say one: --mask 'window:256|sinks:4'")
     reports = {}
-    for spec in masks.mask:
-        patch_model(loaded, spec, layers=layers, check=False)
-        report = check_model(loaded)
-        if report.passed and not _looks_ahead(loaded):
-            report = CheckReport((*report.rows, *_generation(loaded, options).rows))
-        unpatch_model(loaded)
+    for spec in masks.mask or [CARRIED]:
+        with patched(loaded, None if spec == CARRIED else spec, layers=layers, check=False):
+            report = check_model(loaded)
+            if report.passed and not _looks_ahead(loaded):
+                report = CheckReport((*report.rows, *_generation(loaded, options).rows))
         reports[spec] = report
         console.print(_table(spec, report))
     if output.output is not None:

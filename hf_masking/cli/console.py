@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import check_file, written_aside
+from ..modeling import load
 
 console = Console()
 errors = Console(stderr=True)
@@ -42,18 +43,18 @@ def progress_bar(description: str, total: int, *, visible: bool = True) -> Itera
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """A causal language model from a folder or the hub, as it is, without a mask that it may carry."""
-    model = _load(AutoModelForCausalLM, name, "model", attn_implementation="sdpa")
+    """A causal language model from a folder or the hub, under the mask that it carries, if it does."""
+    model = _load(load, name, "model")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    return _load(AutoTokenizer, name, "tokenizer")
+    return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
 
 
-def _load(kind: Any, name: str, what: str, **options: Any) -> Any:
+def _load(read: Callable[[str], Any], name: str, what: str) -> Any:
     try:
-        return kind.from_pretrained(name, **options)
+        return read(name)
     except Exception as error:  # a damaged checkpoint raises whatever its format's library raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "a folder here, but:" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"

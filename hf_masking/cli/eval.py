@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from ..evaluation import Perplexity, encode, perplexity
 from ..files import check_file
-from ..modeling import patched
+from ..modeling import layer_masks, patched
 from .console import console, describe_machine, load_model, load_tokenizer, progress_bar, write_json
-from .options import DataOptions, MaskOptions, OutputOption, bos_of
+from .options import CARRIED, DataOptions, MaskOptions, OutputOption, bos_of
 
 BUCKETS = 8  # parts of the context for which the loss is printed
 
@@ -60,8 +60,8 @@ def evaluate(
     bos = bos_of(tokenizer, windows.bos)
     loaded = load_model(model)
     rows = []
-    for mask in masks.mask or ["causal"]:
-        with patched(loaded, mask, layers=layers):
+    for mask in masks.mask or [CARRIED if layer_masks(loaded) and not layers else "causal"]:
+        with patched(loaded, None if mask == CARRIED else mask, layers=layers):
             result, seconds = _measure(loaded, token_ids, windows, bos, n_bytes, mask)
         rows.append({"mask": mask, **dataclasses.asdict(result), "tokens_per_second": result.tokens / seconds})
     console.print(_table(rows, text.source, windows.context))

@@ -41,7 +41,7 @@ def generate(
     if not tokens["input_ids"].numel():
         raise ValueError("the prompt has no tokens; say something: --prompt 'Once upon a time'")
     loaded = load_model(model)
-    if not masks.mask and getattr(loaded.config, "hf_masking", None) is None:
+    if not masks.mask and not layer_masks(loaded):
         raise ValueError(f"--mask is missing, and {model} carries none; say one: --mask 'window:256|sinks:4'")
     patch_model(loaded, masks.mask[0] if masks.mask else None, layers=layers or None)
     cache = DynamicCache(config=loaded.config)

@@ -47,6 +47,9 @@ def _option(field: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+CARRIED = "carried by the model"  # stands for the mask of a checkpoint, where none is named
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """Which masks."""

@@ -12,6 +12,7 @@ from ..masks import Causal, Mask
 from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
 from ..plan import Lengths, plan_of
 from .console import console, errors
+from .realised import RealisedOptions, realised
 
 WIDEST = 64  # positions that are drawn as text
 
@@ -20,11 +21,18 @@ def show(
     spec: Annotated[str, typer.Argument(help="a mask, e.g. 'window:8|sinks:2'")],
     length: Annotated[int, typer.Option(help="number of positions")] = 32,
     png: Annotated[Path | None, typer.Option(help="draw the mask into this file")] = None,
+    *,
+    realisation: RealisedOptions,
 ) -> None:
     """Draw a mask, and say how much it allows, what a cache must keep and how it is computed."""
     if length < 1:
         raise ValueError(f"--length must be at least 1, got {length}")
     mask = Mask.parse(spec)
+    if mask.is_adaptive and realisation.model is None:
+        raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")
+    if realisation.model is not None:
+        _print(realised(mask, realisation, length, png, WIDEST))
+        return
     if png is not None:
         _draw(mask, length, png)
     for member in mask.heads:

@@ -1,6 +1,7 @@
 """How well a model does under a mask, and what that costs."""
 
 from .cache_size import CacheSize, cache_size
+from .density import realised_density
 from .generation import check_generation
 from .memory import peak_memory
 from .perplexity import Perplexity, perplexity, refuse_lookahead
@@ -19,5 +20,6 @@ __all__ = [
     "load_text",
     "peak_memory",
     "perplexity",
+    "realised_density",
     "refuse_lookahead",
 ]

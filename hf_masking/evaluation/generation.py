@@ -179,7 +179,7 @@ def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], float], lengths
             difference = mode(probe, length)
         except _NotHereError as reason:
             return CheckRow(name, True, 0.0, f"(not run: {reason})")
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {error})")
         if difference > worst:
             worst, detail = difference, f"(prompts of {length} tokens)"
@@ -289,6 +289,11 @@ def _embeddings(probe: _Probe, length: int) -> float:
 def _static(probe: _Probe, length: int) -> float:
     if probe.marks:
         raise _NotHereError("a static cache cannot say a prefix")
+    if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.graded().leaves):
+        raise _NotHereError("a static cache has no room for what the mask reads of the keys")
+    windowed = getattr(probe.model.config.get_text_config(decoder=True), "sliding_window", None)
+    if windowed and any(leaf.selects for mask in layer_masks(probe.model) for leaf in mask.graded().leaves):
+        raise _NotHereError("the static cache of a model with windows lacks keys that the mask scores")
     return _greedy(probe, length, cache_implementation="static")
 
 

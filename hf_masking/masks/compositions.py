@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import intervals, tile
+from .graded import Graded
 from .intervals import MAX_PIECES, Intervals, Lattice
 from .mask import Mask
 from .per_head import PerHead
@@ -52,6 +53,18 @@ class _Composition(Mask):
         return all(operand.is_bound for operand in self.operands)
 
     @property
+    def is_adaptive(self) -> bool:
+        return any(operand.is_adaptive for operand in self.operands)
+
+    def graded(self) -> Graded:
+        if not self.is_adaptive:
+            return Graded(full=self)
+        return functools.reduce(self._grade, (operand.graded() for operand in self.operands))
+
+    def _grade(self, left: Graded, right: Graded) -> Graded:
+        raise NotImplementedError
+
+    @property
     def depth(self) -> int:
         return 1 + max(operand.depth for operand in self.operands)
 
@@ -77,6 +90,7 @@ class _Composition(Mask):
                 raise ValueError(f"{operand} differs by head; combine it with |, & and -, which go inside")
         if self.depth > MAX_DEPTH:
             raise ValueError(f"a mask may nest {MAX_DEPTH} operators deep, got {self.depth}; use fewer parentheses")
+        self.graded()  # refuses what cannot be computed
 
 
 def _parenthesised(mask: Mask, needed: bool) -> str:
@@ -114,6 +128,9 @@ class Union(_Members):
     symbol: ClassVar[str] = "|"
     precedence: ClassVar[int] = 0
 
+    def _grade(self, left: Graded, right: Graded) -> Graded:
+        return left | right
+
     def _pieces(self, q: Tensor) -> list[Intervals]:
         members = [(member, member.intervals(q)) for member in self.members]
         # What is cut out of the others comes first: intervals of all keys, since they can be cut out of a sparser set
@@ -148,6 +165,9 @@ class Intersection(_Members):
 
     symbol: ClassVar[str] = "&"
     precedence: ClassVar[int] = 1
+
+    def _grade(self, left: Graded, right: Graded) -> Graded:
+        return left & right
 
     def _pieces(self, q: Tensor) -> list[Intervals]:
         first, *others = self.members
@@ -190,6 +210,9 @@ class Difference(_Composition):
     @property
     def operands(self) -> tuple[Mask, ...]:
         return self.left, self.right
+
+    def _grade(self, left: Graded, right: Graded) -> Graded:
+        return left - right
 
     def _pieces(self, q: Tensor) -> list[Intervals]:
         return intervals.subtract(self.left.intervals(q), self.right.intervals(q), self.right)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import intervals, tile
+from .graded import Graded
 from .intervals import Intervals
 from .progression import FOREVER
 from .strip import Strip
@@ -131,6 +132,15 @@ class Mask:
     def is_bound(self) -> bool:
         """Whether all is known without a batch; a mask that is not bound answers no question."""
         return True
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the content has a say; such a mask answers no question about pairs but `graded`."""
+        return False
+
+    def graded(self) -> Graded:
+        """The mask as weights: what is sure, and what the content decides."""
+        return Graded(full=self)
 
     @property
     def depth(self) -> int:

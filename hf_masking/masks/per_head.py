@@ -36,6 +36,8 @@ class PerHead(Mask):
                 raise ValueError(f"heads: expected masks, got {mask!r}")
             if len(mask.heads) > 1:
                 raise ValueError(f"heads: masks for heads may not nest, got {mask}")
+            if mask.is_adaptive:
+                raise ValueError(f"heads: a mask that looks at the content differs by head itself, got {mask}")
         if len(self.masks) < 2:
             raise ValueError(f"heads: expected at least two masks, got {len(self.masks)}; write one mask without heads")
 

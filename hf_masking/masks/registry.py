@@ -1,4 +1,4 @@
-"""The names that the spec language knows. A new pattern is one line here."""
+"""The names that the spec language knows. A new static pattern is one line here."""
 
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
@@ -31,3 +31,6 @@ PATTERNS: dict[str, type[Mask]] = {
         Spans,
     )
 }
+
+# With those that look at the content, which enter themselves (see `hf_masking.adaptive`).
+KNOWN: dict[str, type[Mask]] = dict(PATTERNS)

@@ -17,7 +17,7 @@ from .compositions import MAX_DEPTH, Difference, Intersection, Union
 from .mask import Mask
 from .per_head import PerHead
 from .progression import FOREVER
-from .registry import PATTERNS
+from .registry import KNOWN
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
@@ -135,9 +135,9 @@ class _Parser:
 
     def pattern(self) -> Mask:
         name = self.advance()
-        if name.text not in PATTERNS:
-            nearest = difflib.get_close_matches(name.text, [*PATTERNS, PerHead.name], n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(PATTERNS)}, {PerHead.name}[...]"
+        if name.text not in KNOWN:
+            nearest = difflib.get_close_matches(name.text, [*KNOWN, PerHead.name], n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(KNOWN)}, {PerHead.name}[...]"
             raise self.error(f"unknown mask {name.text!r}; {hint}", name)
         arguments: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class _Parser:
             while self.accept(","):
                 self.argument(arguments, keywords)
         try:
-            return PATTERNS[name.text].from_arguments(tuple(arguments), keywords)
+            return KNOWN[name.text].from_arguments(tuple(arguments), keywords)
         except ValueError as error:
             raise self.error(str(error), start) from None
 

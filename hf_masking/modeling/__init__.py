@@ -1,10 +1,11 @@
 """The Transformers side: patching, positions, saving and loading, checks."""
 
 from .check import TOLERANCES, CheckReport, CheckRow, check_model
-from .inspection import effective_mask
+from .inspection import effective_mask, effective_weights
+from .learned import is_learned, mask_penalties
 from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
-from .pretrained import from_pretrained
+from .pretrained import from_pretrained, load
 from .record import layer_masks, pretrained
 from .spans import prefix_cache
 
@@ -14,9 +15,13 @@ __all__ = [
     "CheckRow",
     "check_model",
     "effective_mask",
+    "effective_weights",
     "evaluating",
     "from_pretrained",
+    "is_learned",
     "layer_masks",
+    "load",
+    "mask_penalties",
     "patch_model",
     "patched",
     "prefix_cache",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
+from ..adaptive import Features
 from ..attention import masked_attention
 from ..masks import Causal, Mask, SlidingWindow
 from ..plan import Documents
-from . import batch, handle
+from . import batch, handle, learned
 from .cache import MaskedLayer, layer_of
 from .settings import KEY as IMPLEMENTATION
 
@@ -69,12 +72,18 @@ def attached(module: nn.Module) -> LayerMask | None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer's attention: its own mask, the mask it ran under (with the model's window), and on what."""
+    """One call of a layer's attention: its own mask, the mask it ran under (with the model's window), and on what.
+
+    query, key: ``[B, heads, length, head size]``; features: what a mask that looks at the content has read.
+    """
 
     layer: int
     own: Mask
     mask: Mask
     documents: Documents
+    query: Tensor
+    key: Tensor
+    features: tuple[Features, ...]
 
 
 class _Recorder(threading.local):
@@ -140,12 +149,15 @@ def attend(
     _refuse_unknown(module, kwargs)
     mask = layer_mask.under(sliding_window)
     cached = _cache_layer(module)
+    features = _features(module, mask, cached, query.shape[2], key.shape[2])
+    reads = _reads(mask, features)
     if cached is not None and layer_mask.backend != "flex":
         # FlexAttention runs over neighbouring keys only: there the cache keeps them all.
-        cached.bind(mask)
-    documents = _documents(module, attention_mask, mask, cached, query.shape[2], key.shape[2])
+        cached.bind(reads)
+    documents = _documents(module, attention_mask, reads, cached, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
-        _recorder.calls.append(Call(int(getattr(module, "layer_idx", 0)), layer_mask.mask, mask, documents))
+        layer = int(getattr(module, "layer_idx", 0))
+        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, features))
     output = masked_attention(
         query,
         key,
@@ -157,6 +169,7 @@ def attend(
         backend=layer_mask.backend,
         softcap=softcap,
         sink_logits=s_aux,
+        features=features,
     )
     return output.transpose(1, 2).contiguous(), None
 
@@ -164,6 +177,41 @@ def attend(
 def _cache_layer(module: nn.Module) -> MaskedLayer | None:
     running = batch.current()
     return None if running is None else layer_of(running.cache, module)
+
+
+def _features(
+    module: nn.Module, mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int
+) -> tuple[Features, ...]:
+    """What the leaves of a mask that looks at the content have read of all queries and keys."""
+    if not mask.is_adaptive:
+        return ()
+    features, running = learned.features(), batch.current()
+    if n_queries == 1 and cached is not None and running is not None and not running.packed:
+        features = tuple(
+            replace(one, summaries=cached.block_summaries(leaf, running)) if leaf.selects else one
+            for leaf, one in zip(mask.graded().leaves, features, strict=True)
+        )
+    if all(one.key is None for one in features) or n_queries == n_keys:
+        return features
+    if cached is None or cached.features is None or cached.features.shape[2] != n_keys:
+        raise ValueError(
+            f"'{mask}' reads something of every key, and this cache keeps keys and values only; use the default cache"
+        )
+    return learned.with_keys(features, cached.features)
+
+
+def _reads(mask: Mask, features: Sequence[Features]) -> Mask:
+    """The keys that later queries may read, as a static mask."""
+    if not mask.is_adaptive:
+        return mask
+    graded = mask.graded()
+    if any(leaf.selects for leaf in graded.leaves):
+        # Every block is scored, also where an intersection then leaves it out.
+        return Causal() if graded.full is None else graded.full | Causal()
+    reads = [leaf.reads(read) for leaf, read in zip(graded.leaves, features, strict=True)]
+    assert graded.domain is not None
+    read = functools.reduce(operator.and_, (one for one in reads if one != Causal()), graded.domain)
+    return read if graded.full is None else graded.full | read
 
 
 def _documents(

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache
 
+from ..adaptive import TopBlocks
 from ..masks import Mask
+from . import learned
 from .batch import Batch, current
+from .summaries import BlockSummaries
 
 # So many last tokens can be taken back (assisted decoding does), whatever has been dropped.
 ROLLBACK = 64
@@ -26,18 +29,22 @@ _ORDINARY = (DynamicLayer, DynamicSlidingWindowLayer)
 class MaskedLayer(DynamicLayer):
     """The keys and values of one layer: those in ``columns``, of the ``seen`` columns that there have been.
 
+    features: what a mask that looks at the content has read of the keys ``[B, H, columns, s]``; None for nothing.
     mask: what later queries read, as far as this layer's attention has said; until then everything is kept.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has dropped.
     marked: cropped to fewer, it would lack tokens of a prefix or a span that the others of it have seen.
     """
 
-    # The tensors behind `keys` and `values`, which have room for more columns.
+    # The tensors behind `keys`, `values` and `features`, which have room for more columns.
     _keys: Any
     _values: Any
+    _features: Any
 
     def __init__(self) -> None:
         self.columns = torch.arange(0)
         super().__init__()
+        self._features = None
+        self._summaries: BlockSummaries | None = None
         self.mask: Mask | None = None
         self.seen = self.floor = self.marked = 0
         # At the last drop: a number of columns, and how many of them held real tokens, by row.
@@ -59,6 +66,10 @@ class MaskedLayer(DynamicLayer):
     def values(self, values: Tensor | None) -> None:
         self._values = values
 
+    @property
+    def features(self) -> Tensor | None:
+        return None if self._features is None else self._features[:, :, : len(self.columns)]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -71,18 +82,22 @@ class MaskedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         batch, kept, new = current(), len(self.columns), key_states.shape[2]
         self._check(batch)
+        states = {"_keys": key_states, "_values": value_states}
+        if (read := learned.key_features()) is not None:
+            self._features = read[:, :, :0] if self._features is None else self._features
+            states["_features"] = read
         if torch.is_grad_enabled():
             # Written in place, earlier steps could not be differentiated.
             kept = self._make_room(batch, 0)
-            self.keys = torch.cat([self._keys[:, :, :kept], key_states], dim=2)
-            self.values = torch.cat([self._values[:, :, :kept], value_states], dim=2)
+            for name, state in states.items():
+                setattr(self, name, torch.cat([getattr(self, name)[:, :, :kept], state], dim=2))
         else:
             # What was made in inference mode may not be written to outside of it.
             closed = self._keys.is_inference() and not torch.is_inference_mode_enabled()
             if closed or kept + new > self._keys.shape[2]:
                 kept = self._make_room(batch, new)
-            self._keys[:, :, kept : kept + new] = key_states
-            self._values[:, :, kept : kept + new] = value_states
+            for name, state in states.items():
+                getattr(self, name)[:, :, kept : kept + new] = state
         self.columns = torch.cat([self.columns, torch.arange(self.seen, self.seen + new, device=self.device)])
         self.seen += new
         if batch is not None:
@@ -97,14 +112,17 @@ class MaskedLayer(DynamicLayer):
         live = self._live(batch)
         kept = len(self.columns) if live is None else len(live)
         spare = kept // 4 if live is None else max(1, kept // 128)
-        for name in ("_keys", "_values"):
-            states = getattr(self, name)
+        for name, states in self._states().items():
             moved = states.new_empty(*states.shape[:2], kept + new + spare, states.shape[3])
             moved[:, :, :kept] = states[:, :, :kept] if live is None else states.index_select(2, live)
             setattr(self, name, moved)
         if live is not None:
             self.columns = self.columns[live]
         return kept
+
+    def _states(self) -> dict[str, Tensor]:
+        states = {name: getattr(self, name) for name in ("_keys", "_values", "_features")}
+        return {name: state for name, state in states.items() if state is not None}
 
     def _live(self, batch: Batch | None) -> Tensor | None:
         """The indices of the columns that some query can still read, the last `ROLLBACK` taken back; None for all."""
@@ -149,16 +167,25 @@ class MaskedLayer(DynamicLayer):
             )
         self.mask = mask
 
+    def block_summaries(self, leaf: TopBlocks, batch: Batch) -> Tensor:
+        """The summaries of the blocks of keys that are complete, ``[B, Hkv, blocks, s]``."""
+        if self._summaries is None or self._summaries.leaf != leaf:
+            self._summaries = BlockSummaries(leaf)
+        keys = self.keys
+        assert keys is not None
+        counts = batch.count(self.seen).tolist()
+        counts = counts * (len(keys) // len(counts))
+        return self._summaries.update(keys, batch.positions(self.columns), counts)
+
     @property
     def held_bytes(self) -> int:
         """What the tensors take, with the room that they have for more."""
-        return sum(x.untyped_storage().nbytes() for x in (self._keys, self._values) if x is not None)
+        return sum(x.untyped_storage().nbytes() for x in self._states().values())
 
     @property
     def column_bytes(self) -> int:
         """What the key and the value of one token take, in all rows."""
-        sizes = (x[:, :, :1].numel() * x.element_size() for x in (self._keys, self._values) if x is not None)
-        return sum(sizes)
+        return sum(x[:, :, :1].numel() * x.element_size() for x in self._states().values())
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -191,6 +218,8 @@ class MaskedLayer(DynamicLayer):
         if not wanted:
             self.reset()
         else:
+            if self._summaries is not None:
+                self._summaries.crop(self.seen - wanted)
             self.columns, self.seen = self.columns[: int((self.columns < wanted).sum())], wanted
 
     def reset(self) -> None:
@@ -202,16 +231,33 @@ class MaskedLayer(DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        if self._real is not None:
-            self._select(torch.arange(len(self._real[1])).repeat_interleave(repeats))
+        if self.is_initialized:
+            rows = self._keys.shape[0] // repeats
+            self._select(torch.arange(rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._select(indices)
 
     def _select(self, rows: Tensor) -> None:
+        """Takes rows of what is beside keys and values, whose rows have been taken."""
+        if (features := self.features) is not None:
+            self._features = features.index_select(0, rows.to(self.device))
+        if self._summaries is not None:
+            self._summaries.select(rows)
         if self._real is not None and len(self._real[1]) > 1:
             self._real = self._real[0], self._real[1][rows.to(self._real[1].device)]
+
+    def offload(self) -> None:
+        super().offload()
+        if self._features is not None:
+            self._features = self._features.to("cpu", non_blocking=True)
+        self._summaries = None
+
+    def prefetch(self) -> None:
+        super().prefetch()
+        if self._features is not None:
+            self._features = self._features.to(self.device, non_blocking=True)
 
 
 def adopt(cache: Cache) -> bool:

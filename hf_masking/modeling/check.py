@@ -85,9 +85,9 @@ class _Layout:
         return [document if position < MARKED else -1 for document, position in spans]
 
     def allowed(self, mask: Mask) -> Tensor:
-        """``[N, N]``, pair by pair."""
+        """``[N, N]``, pair by pair; what the content may decide counts as allowed."""
         positions, n = self.positions, len(self.ids)
-        allowed = mask.bind(((0, MARKED),)).dense(n)
+        allowed = mask.bind(((0, MARKED),)).graded().bound.dense(n)
         pairs = [
             [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
             for i in range(n)
@@ -196,9 +196,11 @@ class _Probe:
         for mask, layer in [*alone.items(), (PROBE, self.n_layers - 1)]:
             with _masks(self.model, {layer: mask}, default=ITSELF):
                 masks = [call.mask for call in self.calls()]
+                exact = not mask.is_adaptive
                 for layout in LAYOUTS:
-                    name = f"'{mask}' alone, in layer {layer}, is exactly itself: {layout.name}"
-                    yield self.compare(name, layout, masks, exact=True)
+                    verdict = "is exactly itself" if exact else "stays within its bounds"
+                    name = f"'{mask}' alone, in layer {layer}, {verdict}: {layout.name}"
+                    yield self.compare(name, layout, masks, exact=exact)
 
     def backends_agree(self, backends: Sequence[str]) -> Iterator[CheckRow]:
         """Each layer's attention on random numbers, in float32: half precision differs by what it rounds, and where."""
@@ -274,13 +276,19 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 def _disagreement(call: Call, backend: str, device: torch.device) -> float:
     """The greatest difference between a backend and the reference under one layer's mask and documents."""
-    draw, heads = torch.Generator().manual_seed(0), len(call.mask.heads)
+    draw = torch.Generator().manual_seed(0)
+    # What the content decides is decided by head; other masks are the same for heads of any number.
+    adaptive, heads = call.mask.is_adaptive, len(call.mask.heads)
+    query_heads, key_heads = (call.query.shape[1], call.key.shape[1]) if adaptive else (heads, heads)
     query, key, value = (
         torch.randn(1, heads, positions.shape[1], 16, generator=draw).to(device)
-        for positions in (call.documents.query_positions, *[call.documents.key_positions] * 2)
+        for heads, positions in (
+            (query_heads, call.documents.query_positions),
+            *[(key_heads, call.documents.key_positions)] * 2,
+        )
     )
     one, other = (
-        masked_attention(query, key, value, call.mask, documents=call.documents, backend=name)
+        masked_attention(query, key, value, call.mask, documents=call.documents, backend=name, features=call.features)
         for name in (backend, "reference")
     )
     return float(_distance(one, other).max())

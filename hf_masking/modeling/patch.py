@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
 from ..masks import FOREVER, Mask
-from . import attention, hooks, settings
+from . import attention, hooks, learned, settings
 from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
@@ -63,13 +63,13 @@ def patch_model(
     if before is not None:
         _undo(model)
     try:
-        _apply(model, base, wanted, backend)
+        _apply(model, base, wanted, backend, before)
         if check:
-            _require_checks(model)
+            require_checks(model)
     except BaseException:
         _undo(model)
         if before is not None:
-            _apply(model, base, before.settings, before.backend)
+            _apply(model, base, before.settings, before.backend, before)
         raise
     _tell(wanted, settings.count_layers(base.config))
     return model
@@ -102,7 +102,7 @@ def patched(model: Model, mask: Mask | str | None = None, **options: Any) -> Ite
     finally:
         _undo(model)
         if before is not None:
-            _apply(model, pretrained(model), before.settings, before.backend)
+            _apply(model, pretrained(model), before.settings, before.backend, before)
 
 
 def _settings(
@@ -113,19 +113,28 @@ def _settings(
     carried = settings.read(base.config)
     if carried is None:
         raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
+    masks = carried.masks(settings.count_layers(base.config))
+    if find_patch(base) is None and any(leaf.learns for mask in masks for leaf in mask.graded().leaves):
+        raise ValueError(
+            f"the mask that the model's config carries, '{carried.mask}', has learned something, which was not loaded "
+            "with it; load with hf_masking.from_pretrained(path), or start anew: patch_model(model, mask)"
+        )
     if layers:
         raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
     return carried
 
 
-def _apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str) -> None:
-    patch = Patch(wanted, backend, _own_configs(model), [])
+def _apply(
+    model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str, before: Patch | None = None
+) -> None:
+    """``before``: an earlier patch; what its masks have learned is kept where the same ones are there again."""
+    patch = Patch(wanted, backend, _own_configs(model), [], {})
     setattr(base, ATTRIBUTE, patch)
     base.set_attn_implementation(KEY)
     if base.config.get_text_config()._attn_implementation != KEY:
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
     settings.write(base.config, wanted)
-    _attach(model, wanted, backend)
+    _attach(model, patch, {} if before is None else before.learned)
     masks = wanted.masks(settings.count_layers(base.config))
     lookahead = max(mask.bind(()).lookahead for mask in masks)
     enter = functools.partial(hooks.enter, lookahead=lookahead, asks=Asks.of(masks))
@@ -146,6 +155,7 @@ def _undo(model: nn.Module) -> None:
             module.config = config
         for module in owner.modules():
             attention.detach(module)
+            learned.detach(module)
         delattr(owner, ATTRIBUTE)
 
 
@@ -158,18 +168,36 @@ def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
     return held
 
 
-def _attach(model: nn.Module, wanted: Settings, backend: str) -> None:
-    for module in model.modules():
+def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[str, nn.Module]]) -> None:
+    wanted = patch.settings
+    for module in list(model.modules()):
         layer = getattr(module, "layer_idx", None)
-        if isinstance(layer, int):
-            attention.attach(module, LayerMask(wanted.mask_of(layer), backend, wanted.replace_model_pattern))
+        if not isinstance(layer, int):
+            continue
+        mask = wanted.mask_of(layer)
+        attention.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_pattern))
+        if mask.is_adaptive and _is_attention(module):
+            shape = learned.shape_of(pretrained(model).config)
+            patch.hooks += learned.attach(module, mask, shape, before.get(layer, {}))
+            patch.learned[layer] = learned.modules_of(module, mask)
+    for layer in range(settings.count_layers(pretrained(model).config)):
+        if wanted.mask_of(layer).is_adaptive and layer not in patch.learned:
+            raise UnsupportedModelError(
+                f"no attention module was found in layer {layer} of {type(model).__name__}, where "
+                f"'{wanted.mask_of(layer)}' would read the hidden states"
+            )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether this is a layer's attention; its decoder layer, and others in it, may know their layer, too."""
+    return "Attention" in type(module).__name__
 
 
 def _takes_a_batch(model: PreTrainedModel) -> bool:
     return {"attention_mask", "past_key_values"} <= set(inspect.signature(type(model).forward).parameters)
 
 
-def _require_checks(model: nn.Module) -> None:
+def require_checks(model: nn.Module) -> None:
     report = check_model(model)
     if not report.passed:
         raise UnsupportedModelError(

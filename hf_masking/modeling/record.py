@@ -17,12 +17,16 @@ ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 
 @dataclass
 class Patch:
-    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model."""
+    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
+
+    learned: for each layer the modules of its mask, by leaf (its spec), where that looks at the content.
+    """
 
     settings: Settings
     backend: str
     configs: list[tuple[nn.Module, PreTrainedConfig]]
     hooks: list[RemovableHandle]
+    learned: dict[int, dict[str, nn.Module]]
 
 
 def find_patch(model: nn.Module) -> Patch | None:

@@ -4,6 +4,18 @@ from .blocks import Blocks
 from .diagonals import Diagonals
 from .documents import Documents, Segment
 from .layout import Lengths
-from .plan import Plan, is_causal, plan_of
+from .plan import Part, Plan, is_causal, plan_of
+from .selected import Selected
 
-__all__ = ["Blocks", "Diagonals", "Documents", "Lengths", "Plan", "Segment", "is_causal", "plan_of"]
+__all__ = [
+    "Blocks",
+    "Diagonals",
+    "Documents",
+    "Lengths",
+    "Part",
+    "Plan",
+    "Segment",
+    "Selected",
+    "is_causal",
+    "plan_of",
+]

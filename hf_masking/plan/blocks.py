@@ -45,7 +45,11 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Runs over a layout. first, stop: the interval of each row, int32 ``[C, q]``."""
+    """Runs over a layout.
+
+    first, stop: the interval of each row, int32 ``[C, q]``.
+    weighted: the content gives each pair a weight, see `hf_masking.adaptive`.
+    """
 
     layout: Layout
     first: Tensor
@@ -53,6 +57,7 @@ class Blocks:
     runs: tuple[Run, ...]
     guards: tuple[Guard, ...]
     lengths: Lengths
+    weighted: bool = False
 
     @property
     def classes(self) -> int:

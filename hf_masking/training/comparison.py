@@ -11,12 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from ..evaluation import Perplexity, in_own_process, peak_memory, perplexity
-from ..masks import Mask
-from ..masks.picture import density
-from ..modeling import patch_model
+from ..evaluation import Perplexity, in_own_process, peak_memory, perplexity, realised_density
+from ..modeling import load, patch_model
 from .finetune import finetune
 from .settings import TrainingSettings
 
@@ -76,7 +73,7 @@ def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[st
     started = time.perf_counter()
     torch.manual_seed(experiment.settings.seed)
     tokens = torch.load(experiment.tokens, weights_only=True)
-    model = AutoModelForCausalLM.from_pretrained(experiment.model, dtype=torch.float32)
+    model = load(experiment.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     patch_model(model, mask, layers=experiment.layers)
     # One context warms up; the timed run is the one that counts.
@@ -91,7 +88,7 @@ def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[st
     length = experiment.settings.context
     return Row(
         mask=mask,
-        density=density(Mask.parse(mask), length),
+        density=realised_density(model, tokens["eval"], length),
         perplexity_patched=patched.perplexity,
         perplexity_finetuned=finetuned.perplexity,
         bits_per_byte_finetuned=finetuned.bits_per_byte,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from ..evaluation import perplexity, refuse_lookahead
+from ..modeling import is_learned, mask_penalties
 from .data import IGNORED, Contexts
 from .run_folder import RunFolder
 from .settings import TrainingSettings
@@ -110,11 +111,10 @@ class _Trainer:
         self.run_folder, self.tokenizer, self.on_record = run, tokenizer, on_record
         self.records: list[Record] = []
         set_seed(settings.seed, device_specific=True)
+        self.masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
         if settings.gradient_checkpointing:
             _enable_checkpointing(model)
-        optimizer = torch.optim.AdamW(
-            _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
-        )
+        optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.95))
         self.schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
@@ -144,13 +144,15 @@ class _Trainer:
         indices = self.contexts.indices(step, settings.batch_size, settings.seed)
         tokens = self.contexts.scored(indices)
         mine = indices[accelerator.process_index :: accelerator.num_processes]
-        loss = torch.zeros((), device=accelerator.device)
+        loss, penalty = torch.zeros(2, device=accelerator.device)
         for part, is_last in _parts(mine, settings.micro_batch_size or len(mine)):
             # Gradients are averaged over the processes, so the sum over tokens is scaled up by their number.
             with nullcontext() if is_last else accelerator.no_sync(self.model):
-                part_loss = self.loss(self.contexts.batch(part))
-                accelerator.backward(part_loss * (accelerator.num_processes / tokens))
+                part_loss, part_penalty = self.loss(self.contexts.batch(part))
+                whole = part_loss + settings.mask_penalty * part_penalty
+                accelerator.backward(whole * (accelerator.num_processes / tokens))
             loss += part_loss.detach()
+            penalty += part_penalty.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
@@ -160,7 +162,7 @@ class _Trainer:
         if not math.isfinite(mean):
             raise ValueError(f"the loss became {mean} at step {step + 1}; lower the learning rate or train in float32")
         seconds = time.perf_counter() - started
-        return {
+        record = {
             "step": step + 1,
             "loss": mean,
             "learning_rate": learning_rate,
@@ -168,14 +170,19 @@ class _Trainer:
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
         }
+        if self.masks_learn:
+            record["mask_penalty"] = float(accelerator.reduce(penalty, "sum")) / tokens
+        return record
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The summed loss of the labels that count, in nats."""
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The summed loss of the labels that count, in nats, and as often the penalty of masks that learn."""
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
-        with self.precision():
+        with self.precision(), mask_penalties() as penalties:
             logits = self.model(**batch, use_cache=False).logits.float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        penalty = torch.stack(penalties).mean() if penalties else loss.new_zeros(())
+        return loss, penalty * (labels != IGNORED).sum()
 
     def precision(self) -> AbstractContextManager[None]:
         """bfloat16 needs no scaling of the loss, so autocast is all; accelerate's own switch is once a process."""
@@ -234,13 +241,18 @@ def _parts(indices: list[int], size: int) -> Iterator[tuple[list[int], bool]]:
         yield indices[first : first + size], first + size >= len(indices)
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases and norms do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def _groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms do not, nor what masks learn, at a learning rate of its own."""
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": settings.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+        {"params": [], "weight_decay": 0.0, "lr": settings.mask_learning_rate},
     ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = 2 if is_learned(name) else int(parameter.ndim < 2)
+            groups[kind]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

@@ -21,6 +21,8 @@ class TrainingSettings:
     learning_rate: float = _option(3e-4, "highest learning rate, after the warm-up; it falls as a cosine to 0")
     warmup_steps: int = _option(20, "steps of linear warm-up")
     weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
+    mask_learning_rate: float = _option(1e-2, "highest learning rate of what masks learn (spans, relevance)")
+    mask_penalty: float = _option(0.1, "weight in the loss of the share that such masks let through, 0 to 1")
     max_gradient_norm: float = _option(1.0, "gradients are clipped to this norm")
     gradient_checkpointing: bool = _option(False, "recompute activations in the backward pass, to save memory")
     bf16: bool = _option(False, "compute in bfloat16, keep the weights in float32")
@@ -36,11 +38,11 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
-        for name in ("learning_rate", "max_gradient_norm"):
+        for name in ("learning_rate", "mask_learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if min(self.warmup_steps, self.weight_decay) < 0:
-            raise ValueError("warmup_steps and weight_decay may not be negative")
+        if min(self.warmup_steps, self.weight_decay, self.mask_penalty) < 0:
+            raise ValueError("warmup_steps, weight_decay and mask_penalty may not be negative")
         if self.batch_size % processes:
             raise ValueError(
                 f"batch_size counts all processes and must be a multiple of their number, got {self.batch_size} "

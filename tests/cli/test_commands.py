@@ -225,7 +225,7 @@ def wrong(message, *arguments, code=2):
         wrong("--heads 8 is not a multiple of the 3 masks", "bench", "--mask", "heads[causal; causal; causal]"),
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
         wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
-        wrong("--mask is missing; say which", "check", "MODEL"),
+        wrong("--mask is missing, and the model carries none; say one", "check", "MODEL"),
         wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),
         wrong("--new-tokens must be at least 1", "check", "MODEL", "--mask", "causal", "--new-tokens", "0"),
         wrong("prompts of [1] tokens, expected 2", "check", "MODEL", "--mask", "causal", "--length", "1"),

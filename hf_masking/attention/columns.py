@@ -1,0 +1,32 @@
+"""Which keys a few queries need."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ..masks import Mask
+from ..plan import Documents
+
+
+# All layers of a forward that have the same mask ask for the same columns.
+@functools.lru_cache(maxsize=4)
+def allowed_columns(
+    mask: Mask, documents: Documents, first: int, stop: int
+) -> tuple[Documents, Tensor | None, Tensor | None]:
+    """What the queries from ``first`` to ``stop`` need: their documents, the columns of keys (None: all), and of these
+    the pairs that a static mask allows ``[B, M, q, k]`` (None: all)."""
+    with torch.inference_mode(False):
+        documents = documents.of_queries(slice(first, stop))
+        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
+        columns = few(allowed.flatten(0, 2).any(0))
+        if columns is not None:
+            allowed, documents = allowed[..., columns], documents.of_keys(columns)
+        return documents, columns, None if bool(allowed.all()) else allowed
+
+
+def few(needed: Tensor) -> Tensor | None:
+    """The columns that are needed, if they are few: to copy keys costs as much as to read them."""
+    return needed.nonzero()[:, 0] if int(needed.sum()) * 2 <= len(needed) else None

@@ -1,0 +1,71 @@
+"""What a mask lets a model see in a text: for `hf-masking show --model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..evaluation import STDLIB, Text, encode, load_text
+from ..files import check_file, written_aside
+from ..masks import Mask
+from ..masks.picture import draw_weights_png, draw_weights_text
+from ..modeling import effective_weights, evaluating, patched
+from .console import errors, load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class RealisedOptions:
+    """On what a mask is looked at that depends on the content."""
+
+    model: str | None = field(default=None, metadata={"help": "show what the mask comes to in this model"})
+    text: str | None = field(default=None, metadata={"help": "the text that it reads; by default Python source"})
+    layer: int = field(default=0, metadata={"help": "the layer that is shown"})
+    head: int = field(default=0, metadata={"help": "the query head that is shown"})
+
+
+def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:
+    """The picture as text, if it is not too wide, and its figures."""
+    assert options.model is not None
+    if png is not None:
+        check_file(png)
+    tokenizer, model = load_tokenizer(options.model), load_model(options.model)
+    text = load_text(STDLIB) if options.text is None else Text("--text", options.text)
+    tokens = encode(text, tokenizer, length)[0][None].to(model.device)
+    if not tokens.numel():
+        raise ValueError("the text has no tokens; say some: --text 'Once upon a time'")
+    with patched(model, mask, check=False), evaluating(model):
+        layers = [layer[0] for layer in effective_weights(model, input_ids=tokens, use_cache=False)]
+    layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]
+    shown = _chosen(layers, options)
+    title = f"{mask}, layer {options.layer}, head {options.head}"
+    if png is not None:
+        with written_aside(png) as aside:
+            draw_weights_png(shown, title, aside)
+        errors.print(f"wrote {png}")
+    drawn = f"{draw_weights_text(shown)}\n" if shown.shape[0] <= widest else ""
+    return drawn + _figures(mask, shown, layers)
+
+
+def _chosen(layers: list[Tensor], options: RealisedOptions) -> Tensor:
+    if not -len(layers) <= options.layer < len(layers):
+        raise ValueError(f"--layer must be from 0 to {len(layers) - 1}, got {options.layer}")
+    heads = layers[options.layer]
+    # Heads that see the same are there once.
+    if len(heads) > 1 and not 0 <= options.head < len(heads):
+        raise ValueError(f"--head must be from 0 to {len(heads) - 1}, got {options.head}")
+    return heads[options.head if len(heads) > 1 else 0]
+
+
+def _figures(mask: Mask, shown: Tensor, layers: list[Tensor]) -> str:
+    n = shown.shape[0]
+    causal = n * (n + 1) // 2
+    pairs, whole = int((shown > 0).sum()), torch.stack([(layer > 0).double().mean(0).sum() for layer in layers])
+    return (
+        f"mask       {mask}\n"
+        f"density    {pairs / causal:.2%} of causal here ({pairs:,} of {causal:,} pairs), mean weight "
+        f"{float(shown.sum()) / causal:.2%}\n"
+        f"           {float(whole.mean()) / causal:.2%} over all layers and heads"
+    )

@@ -1,0 +1,135 @@
+"""What masks that look at the content learn: modules inside the attention layers, and what these read of the tokens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig
+
+from ..adaptive import AdaptiveMask, Features, LayerShape
+from ..masks import Mask
+
+NAME = "hf_masking"  # the submodule of an attention module, and so a part of the names of its parameters
+
+
+class _Reading(threading.local):
+    """What the attention module that is running in this thread has read, and the penalties that are collected."""
+
+    def __init__(self) -> None:
+        self.features: tuple[Features, ...] = ()
+        self.penalties: list[Tensor] | None = None
+
+
+_reading = _Reading()
+
+
+def features() -> tuple[Features, ...]:
+    """What the leaves of the running layer's mask have read of the new tokens, in order; empty if it reads nothing."""
+    return _reading.features
+
+
+def key_features() -> Tensor | None:
+    """What has been read of the new keys ``[B, Hkv, n, s]``, of all leaves together; None for nothing."""
+    read = [one.key for one in _reading.features if one.key is not None]
+    return torch.cat(read, dim=-1) if read else None
+
+
+def with_keys(features: Sequence[Features], keys: Tensor) -> tuple[Features, ...]:
+    """The features with those of all keys ``[B, Hkv, K, s]``, the cached ones included, as `key_features` puts them."""
+    sizes = [0 if one.key is None else one.key.shape[-1] for one in features]
+    parts = keys.split(sizes, dim=-1)
+    return tuple(one if one.key is None else replace(one, key=part) for one, part in zip(features, parts, strict=True))
+
+
+@contextmanager
+def mask_penalties() -> Iterator[list[Tensor]]:
+    """Collects what the masks that learn would like to be small: one number from 0 to 1 for each of them and layer.
+
+    It is the share of the longest span, or of all pairs. Add their mean, times a factor, to the loss::
+
+        with mask_penalties() as penalties:
+            loss = model(**batch).loss
+        (loss + 0.1 * torch.stack(penalties).mean()).backward()
+    """
+    _reading.penalties, before = [], _reading.penalties
+    try:
+        yield _reading.penalties
+    finally:
+        _reading.penalties = before
+
+
+def shape_of(config: PreTrainedConfig) -> LayerShape:
+    """The shape of a model's attention layers."""
+    text = config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    return LayerShape(int(text.hidden_size), heads, int(getattr(text, "num_key_value_heads", None) or heads))
+
+
+def attach(
+    attention: nn.Module, mask: Mask, shape: LayerShape, before: Mapping[str, nn.Module]
+) -> list[RemovableHandle]:
+    """Puts the modules of a mask into an attention module.
+
+    Parameters:
+        before: modules by leaf (its spec), which are used again: what they have learned is kept.
+
+    Returns:
+        Hooks to remove with the modules.
+    """
+    leaves: list[AdaptiveMask] = list(mask.graded().leaves)
+    parameter = next(attention.parameters(), torch.empty(0))
+    modules = {leaf.name: before.get(str(leaf)) or leaf.module(shape).to(parameter.device) for leaf in leaves}
+    attention.add_module(NAME, nn.ModuleDict(modules).train(attention.training))
+    return [
+        attention.register_forward_pre_hook(_read, with_kwargs=True),
+        attention.register_forward_hook(_forget, always_call=True),
+    ]
+
+
+def detach(attention: nn.Module) -> None:
+    if NAME in attention._modules:
+        delattr(attention, NAME)
+
+
+def modules_of(attention: nn.Module, mask: Mask) -> dict[str, nn.Module]:
+    """The modules of a mask in an attention module, by leaf (its spec)."""
+    inside: Any = attention._modules.get(NAME)
+    return {} if inside is None else {str(leaf): inside[leaf.name] for leaf in mask.graded().leaves}
+
+
+def parameters(model: nn.Module) -> Iterable[nn.Parameter]:
+    """All that the masks of a model learn."""
+    return [parameter for name, parameter in model.named_parameters() if is_learned(name)]
+
+
+def is_learned(name: str) -> bool:
+    """Whether this is the name of a parameter of a mask."""
+    return NAME in name.split(".")
+
+
+def _read(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Attention pre-hook: every leaf reads the hidden states (which GPT-2 passes by position)."""
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    inside: Any = attention._modules[NAME]
+    read = []
+    # Half precision would round spans of a thousand tokens to multiples of four.
+    with torch.autocast(hidden.device.type, enabled=False):
+        for module in inside.values():
+            read.append(module(hidden))
+            if torch.is_grad_enabled() and attention.training and (penalty := getattr(module, "penalty", None)):
+                # Computed also where nobody collects: checkpointing repeats a forward, and must find the same.
+                number = penalty(hidden, read[-1])
+                if _reading.penalties is not None:
+                    _reading.penalties.append(number)
+    _reading.features = tuple(read)
+
+
+def _forget(*_: Any) -> None:
+    _reading.features = ()

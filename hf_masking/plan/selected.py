@@ -1,0 +1,130 @@
+"""A part in which each query has chosen its own blocks of keys: for each block the queries that chose it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adaptive import TopBlocks
+from ..masks import Mask, Tile
+from .layout import Lengths
+
+_CHUNK = 1024  # queries whose scores are looked at together, so that these stay in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What the queries of a document have chosen, for the query heads of one key head.
+
+    A pair is a query and a block that it has chosen. Pairs with the same block are put into tiles of as many slots
+    each, of which the last may be empty.
+
+    block: keys in a block.
+    blocks: the block of each tile ``[T]``, in order.
+    rows: the query in each slot ``[T, R]``; in an empty one any.
+    taken: whether there is one ``[T, R]``.
+    places: the slots of each query ``[m, k]``, counted over all tiles; ``T * R`` where it has chosen fewer.
+    guard: the pairs of tokens that may be seen at all; None for every one.
+    weighted: as in `Blocks`.
+    """
+
+    block: int
+    blocks: Tensor
+    rows: Tensor
+    taken: Tensor
+    places: Tensor
+    guard: Mask | None
+    lengths: Lengths
+    weighted: bool
+
+    @property
+    def touched(self) -> int:
+        """Pairs of tokens that are computed, for each query head."""
+        return self.rows.numel() * self.block
+
+    @property
+    def chosen(self) -> int:
+        """Pairs of tokens that have been chosen, for each query head."""
+        return int(self.taken.sum()) * self.block
+
+    def positions(self, tiles: slice) -> tuple[Tensor, Tensor]:
+        """The positions of the queries ``[t, R, 1]`` and the keys ``[t, 1, block]`` of some tiles."""
+        within = torch.arange(self.block, device=self.rows.device)
+        q, k = self.rows[tiles] + self.lengths.first_query, self.blocks[tiles, None] * self.block + within
+        return q[:, :, None], k[:, None]
+
+
+def selected(
+    leaf: TopBlocks, queries: Tensor, keys: Tensor, lengths: Lengths, guard: Mask | None, *, weighted: bool
+) -> list[Selected | None]:
+    """For each key head what the queries of a document choose, their own blocks left out; None for nothing.
+
+    Parameters:
+        queries: ``[Hkv, g, m, D]``, the g query heads of each key head.
+        keys: ``[Hkv, n, D]``.
+        guard: the pairs that may be seen; None for every one.
+
+    Raises:
+        ValueError: the first keys of the document are missing.
+    """
+    require_all_keys(leaf, lengths)
+    summaries = leaf.summaries(keys)
+    chosen, tiles = [], []
+    for positions in _chunks(lengths, keys.device):
+        rows = slice(int(positions[0]) - lengths.first_query, int(positions[-1]) + 1 - lengths.first_query)
+        blocks = leaf.choose(queries[:, :, rows], summaries, positions)
+        if guard is not None:
+            tiles.append(_tiles(guard, positions, leaf.block, blocks))
+            blocks = blocks.masked_fill(tiles[-1] == Tile.NONE, -1)
+        chosen.append(blocks)
+    whole = torch.cat(chosen, dim=1)
+    if guard is not None and not any(bool((some == Tile.SOME).any()) for some in tiles):
+        guard = None
+    size = max(16, 64 // queries.shape[1])
+    return [_tiled(blocks, leaf.block, size, guard, lengths, weighted) for blocks in whole]
+
+
+def require_all_keys(leaf: TopBlocks, lengths: Lengths) -> None:
+    """Raises a ValueError if the first keys of a document are missing."""
+    if lengths.first_key:
+        raise ValueError(
+            f"'{leaf}' scores all blocks of a document, and the keys before position {lengths.first_key} are gone; "
+            "use the default cache"
+        )
+
+
+def _chunks(lengths: Lengths, device: torch.device) -> Iterator[Tensor]:
+    positions = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
+    return iter(positions.split(_CHUNK))
+
+
+def _tiles(guard: Mask, positions: Tensor, block: int, chosen: Tensor) -> Tensor:
+    """What each query may see of the blocks that it has chosen ``[..., q, k]``."""
+    q, k = positions[:, None].expand_as(chosen), chosen.clamp(min=0) * block
+    return torch.where(chosen < 0, Tile.NONE, guard.tiles(q, q + 1, k, k + block))
+
+
+def _tiled(
+    chosen: Tensor, block: int, size: int, guard: Mask | None, lengths: Lengths, weighted: bool
+) -> Selected | None:
+    """The tiles of what each query has chosen ``[m, k]``, -1 for nothing."""
+    blocks, order = chosen.flatten().sort(stable=True)
+    nothing = int((blocks < 0).sum())
+    blocks, order = blocks[nothing:], order[nothing:]
+    if not len(blocks):
+        return None
+    counts = torch.bincount(blocks)
+    tiles = -(-counts // size)
+    # Each pair stands behind the others of its block, which start with a new tile.
+    starts = (tiles.cumsum(0) - tiles) * size - (counts.cumsum(0) - counts)
+    slots = torch.arange(len(blocks), device=blocks.device) + starts[blocks]
+    total = int(tiles.sum())
+    rows, taken = slots.new_zeros(total * size), torch.zeros(total * size, dtype=torch.bool, device=slots.device)
+    rows[slots], taken[slots] = order // chosen.shape[-1], True
+    places = torch.full_like(chosen, total * size)
+    places.view(-1)[order] = slots
+    of_tiles = torch.arange(len(tiles), device=tiles.device).repeat_interleave(tiles)
+    return Selected(block, of_tiles, rows.view(-1, size), taken.view(-1, size), places, guard, lengths, weighted)

@@ -1,0 +1,83 @@
+"""Parts whose pairs the content gives a weight: blocks as for any mask, but only where the weight is not 0."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..adaptive.adaptive_mask import TILE
+from ..masks import Mask, Tile
+from ..masks.intervals import Guard
+from .blocks import MOST_ROWS, WORKSPACE, Blocks, Run, blocks_of
+from .layout import Layout, Lengths
+from .plan import pieces_of
+
+
+def weighted_blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple[Blocks, ...]:
+    """The blocks of a mask, of which each query sees nothing at a distance of ``reach`` (``[Q or 1]``) or more."""
+    if reach is None or len(reach) == 1:
+        return _within(mask, lengths, None if reach is None else int(reach))
+    return _blocks(mask, lengths, reach.cpu())
+
+
+@functools.lru_cache(maxsize=256)
+def _within(mask: Mask, lengths: Lengths, reach: int | None) -> tuple[Blocks, ...]:
+    return _blocks(mask, lengths, None if reach is None else torch.tensor([reach]))
+
+
+def _blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple[Blocks, ...]:
+    pieces = pieces_of(mask, lengths)
+    if reach is not None:
+        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries)
+        nearest = (q - reach + 1).to(torch.int32)
+        pieces = [replace(piece, first=torch.maximum(piece.first, nearest)) for piece in pieces]
+    made = [blocks_of(piece, lengths) for piece in pieces if not piece.is_empty()]
+    return tuple(replace(blocks, weighted=True) for blocks in made if blocks is not None)
+
+
+def weighted_tiles(mask: Mask, lengths: Lengths, wanted: Tensor) -> tuple[Blocks, ...]:
+    """Those tiles of a mask that are wanted ``[queries / TILE, keys / TILE]``, neighbours in a row as one rectangle."""
+    tiles = torch.where(wanted.cpu(), _tiles(mask, lengths), Tile.NONE)
+    parts = []
+    for kind, guards in ((Tile.ALL, ()), (Tile.SOME, (Guard(mask, True),))):
+        runs = tuple(_rectangles(tiles == kind, lengths))
+        if runs:
+            # The bounds of single rows are not asked where no column of a window is at an edge.
+            bounds = torch.zeros(1, lengths.queries, dtype=torch.int32)
+            parts.append(Blocks(Layout(), bounds, bounds + lengths.keys, runs, guards, lengths, weighted=True))
+    return tuple(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _tiles(mask: Mask, lengths: Lengths) -> Tensor:
+    q = torch.arange(0, lengths.queries, TILE)[:, None]
+    k = torch.arange(0, lengths.keys, TILE)[None]
+    q_hi, k_hi = (q + TILE).clamp(max=lengths.queries), (k + TILE).clamp(max=lengths.keys)
+    return mask.tiles(*(x + lengths.first_query for x in (q, q_hi)), *(x + lengths.first_key for x in (k, k_hi)))
+
+
+def _rectangles(tiles: Tensor, lengths: Lengths) -> Iterator[Run]:
+    """A rectangle for each stretch of tiles in a row; equal ones below each other become one."""
+    open_: dict[tuple[int, int], int] = {}
+    most = max(1, min(MOST_ROWS, WORKSPACE // max(1, lengths.keys)) // TILE)
+    last = tiles.shape[0]
+    edges = torch.nn.functional.pad(tiles.to(torch.int8), (1, 1)).diff(dim=1)
+    for row in range(last + 1):
+        starts, stops = ([], []) if row == last else ((edges[row] == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
+        stretches = set(zip(starts, stops, strict=True))
+        for stretch, first in list(open_.items()):
+            if stretch not in stretches or row - first == most:
+                yield _run(first, row, stretch, lengths)
+                del open_[stretch]
+        for stretch in stretches:
+            open_.setdefault(stretch, row)
+
+
+def _run(first: int, stop: int, stretch: tuple[int, int], lengths: Lengths) -> Run:
+    row, key = first * TILE, stretch[0] * TILE
+    rows, width = min(stop * TILE, lengths.queries) - row, min(stretch[1] * TILE, lengths.keys) - key
+    return Run(row, 1, rows, key, width, 0, 0, True)
