@@ -61,13 +61,14 @@ def take_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[s
 
 def forward_and_backward(mask: str, tensors: list[Tensor], features: list[Features]) -> Callable[[], None]:
     query, key, value = tensors
+    gradient = torch.ones_like(query)
 
     def run() -> None:
         if mask == IS_CAUSAL:
             output = scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             output = masked_attention(query, key, value, mask, features=features)
-        torch.autograd.grad(output.sum(), tensors)
+        torch.autograd.grad(output, tensors, gradient)
 
     return run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS
 
 from .cli.conftest import model_folder, run, text_file
@@ -53,7 +54,7 @@ def test_shell(command, run, workplace):
     words = shlex.split(command, comments=True)[1:]
     # The sizes of a real run are cut to those of a test.
     small = {"eval": ["--context", "32"], "finetune": ["--context", "16", "--steps", "3"]}
-    small |= {"check": ["--length", "9"], "generate": []}
+    small |= {"check": ["--length", "9"], "generate": [], "show": []}
     small["compare"] = ["--context", "16", "--steps", "3", "--eval-tokens", "65"]
     code, _, err = run(*words, *small.get(words[0], []))
     assert code == 0, err
@@ -62,6 +63,8 @@ def test_shell(command, run, workplace):
 def test_the_catalogue_is_whole():
     for name in PATTERNS:
         assert f"docs/masks/{name}.png" in README, name
+    for name in ADAPTIVE:
+        assert re.search(rf"^\| `{name}\b", README, flags=re.MULTILINE), name
     for picture in re.findall(r"docs/[a-z_/]+\.png", README):
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG"), picture
 
@@ -90,6 +93,7 @@ def test_examples(example):
     environment = os.environ | {"PYTHONWARNINGS": "error"}
     # Some take a size; what they show at their own takes a minute or some.
     sizes = {"long_context.py": ["3000"], "streaming_generation.py": ["1000"], "prefix_lm_summarization.py": ["20"]}
+    sizes |= {"adaptive_span.py": ["20"], "top_blocks_recall.py": ["20"]}
     arguments = sizes.get(example, [])
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / example), *arguments], env=environment, capture_output=True, text=True
@@ -107,6 +111,28 @@ def test_the_table_of_generation_is_that_of_its_figures():
         assert figure["cache"] in row[1].replace("\\", "")
         assert row[0] == f"{figure['context']:,}" and row[2] == f"{figure['milliseconds_per_token']:,.1f}"
         assert row[3] == f"{figure['tokens_per_second']:.1f}" and row[4] == f"{figure['cache_bytes'] / 2**20:,.1f}"
+
+
+def test_the_table_of_masks_that_look_at_the_content_is_that_of_its_figures():
+    figures = json.loads((ROOT / "docs" / "bench_adaptive.json").read_text())["rows"]
+    table = README.split("<!-- adaptive -->")[1].split("<!-- /adaptive -->")[0]
+    shown = [cells(line) for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(shown) == len(figures)
+    for row, figure in zip(shown, figures, strict=True):
+        assert row[0].strip("`") == figure["mask"]
+        assert row[1:3] == [figure["what"], f"{figure['length']:,}"]
+        assert row[3:5] == [f"{figure['seconds'] * 1e3:,.1f}", f"{figure['times_dense']:.2f}"]
+
+
+def test_the_benchmark_of_masks_that_look_at_the_content_runs(tmp_path):
+    output = tmp_path / "figures.json"
+    small = ["--choice-length", "1000", "--span-length", "1000", "--context", "1000", "--rounds", "1"]
+    script = ROOT / "scripts" / "bench_adaptive.py"
+    subprocess.run([sys.executable, str(script), *small, "--output", str(output)], check=True, capture_output=True)
+    rows = json.loads(output.read_text())["rows"]
+    assert len(rows) == 9
+    assert all(row["seconds"] > 0 for row in rows)
+    assert all(row["computed_over_allowed"] >= 1 for row in rows if row["computed_over_allowed"] is not None)
 
 
 def test_the_benchmark_of_decoding_runs(tmp_path):

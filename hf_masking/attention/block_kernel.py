@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -136,11 +136,20 @@ class _LaidWeighing:
             None if weighing.grad_key is None else _key_sums(layout, weighing.grad_key),
         )
 
+    @property
+    def repeats(self) -> bool:
+        """Whether all blocks of a run have the same weights: they depend on the distance only."""
+        return self.weighing.constant and self.key is None and self.layout.columns is None
+
     def of(self, run: Run, lanes: _Lanes) -> Tensor:
-        """The logarithm of the weights of a run ``[heads, classes, blocks, rows, width]``."""
-        return self.weighing.log_weight(*self._tile(run, lanes))
+        """The logarithm of the weights of a run ``[heads, classes or 1, blocks or 1, rows, width]``."""
+        return self.weighing.log_weight(*self._tile(*self._of_one(run, lanes)))
 
     def add_gradients(self, run: Run, lanes: _Lanes, grad_scores: Tensor) -> None:
+        if self.repeats:
+            shape = _length(lanes.heads), _length(lanes.classes), run.blocks, run.rows, run.width
+            grad_scores = grad_scores.view(shape).sum((1, 2))
+        run, lanes = self._of_one(run, lanes)
         query, key, distance = self._tile(run, lanes)
         grads = self.weighing.gradients(query, key, distance, grad_scores)
         if self.grad_query is not None:
@@ -153,6 +162,12 @@ class _LaidWeighing:
             self.layout.write_queries(self.weighing.grad_query, self.grad_query)
         if self.grad_key is not None and self.weighing.grad_key is not None:
             _write_key_sums(self.layout, self.weighing.grad_key, self.grad_key)
+
+    def _of_one(self, run: Run, lanes: _Lanes) -> tuple[Run, _Lanes]:
+        """The first block of a run, if it stands for all."""
+        if not self.repeats:
+            return run, lanes
+        return run._replace(blocks=1), replace(lanes, classes=slice(lanes.classes.start, lanes.classes.start + 1))
 
     def _tile(self, run: Run, lanes: _Lanes) -> tuple[Tensor, Tensor | None, Tensor]:
         heads = _length(lanes.heads)

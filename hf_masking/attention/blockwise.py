@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,16 @@ class _Task:
     heads: slice
 
 
-# A mask that gives weights, whether small ones count as 0, and what it has read of queries and keys.
-_Read = tuple[AdaptiveMask, bool, Tensor, Tensor | None]
+class _Kind(NamedTuple):
+    """A mask that gives weights, and what `Weighing` says of it."""
+
+    leaf: AdaptiveMask
+    hard: bool
+    constant: bool
+
+
+# What it has read of queries and keys.
+_Read = tuple[_Kind, Tensor, Tensor | None]
 
 
 @torch.compiler.disable
@@ -79,8 +87,8 @@ def attend(
     reads = _reads(mask, features, query, precise)
     # Autocast would turn single products back into half precision.
     with torch.autocast(query.device.type, enabled=False):
-        tensors = [x for *_, query_features, key_features in reads for x in (query_features, key_features)]
-        kinds = [(leaf, hard) for leaf, hard, *_ in reads]
+        kinds = [kind for kind, *_ in reads]
+        tensors = [x for _, *read in reads for x in read]
         output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring, kinds, *tensors)
     return output.to(query.dtype)
 
@@ -120,7 +128,7 @@ def _reads(mask: Mask, features: Sequence[Features], query: Tensor, dtype: torch
             assert read.query is not None
             of_queries = read.query.to(dtype).expand(*query.shape[:3], -1).contiguous()
             of_keys = None if read.key is None else read.key.to(dtype).expand(len(query), -1, -1, -1).contiguous()
-            reads.append((leaf, read.hard, of_queries, of_keys))
+            reads.append((_Kind(leaf, read.hard, read.query.shape[2] == 1), of_queries, of_keys))
     return reads
 
 
@@ -134,7 +142,7 @@ class _Blockwise(torch.autograd.Function):
         sink_logits: Tensor | None,
         tasks: list[_Task],
         scoring: Scoring,
-        kinds: list[tuple[AdaptiveMask, bool]],
+        kinds: list[_Kind],
         *features: Tensor | None,
     ) -> Tensor:
         batch, heads, n_queries, _ = query.shape
@@ -179,14 +187,14 @@ class _Blockwise(torch.autograd.Function):
 
 def _weighings(
     task: _Task,
-    kinds: list[tuple[AdaptiveMask, bool]],
+    kinds: list[_Kind],
     features: Sequence[Tensor | None],
     gradients: Sequence[Tensor | None] = (),
 ) -> list[Weighing]:
     """What gives the pairs of a task their weights; with ``gradients`` summed up for the features, one for each."""
     queries, keys = task.segment.queries, task.segment.keys
     weighings = []
-    for index, (leaf, hard) in enumerate(kinds):
+    for index, kind in enumerate(kinds):
         tensors = [*features[2 * index : 2 * index + 2], *(gradients[2 * index : 2 * index + 2] or (None, None))]
         of_queries, of_keys = (
             [None if x is None else x[task.row] for x in pair] for pair in (tensors[::2], tensors[1::2])
@@ -194,7 +202,7 @@ def _weighings(
         query, grad_query = (None if x is None else x[task.heads][:, queries] for x in of_queries)
         key, grad_key = (None if x is None else x[:, keys] for x in of_keys)
         assert query is not None
-        weighings.append(Weighing(leaf, hard, query, key, grad_query, grad_key))
+        weighings.append(Weighing(*kind, query, key, grad_query, grad_key))
     return weighings
 
 
@@ -203,10 +211,12 @@ def _gradients(
     saved: tuple[Tensor, ...],
     tasks: list[_Task],
     scoring: Scoring,
-    kinds: list[tuple[AdaptiveMask, bool]],
+    kinds: list[_Kind],
 ) -> tuple[tuple[Tensor | None, ...], list[Tensor | None]]:
     """The gradients of query, key, value and sink logits, and those of the features."""
     query, key, value, sink_logits, out, lse, *features = saved
+    if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
+        grad_out = grad_out.contiguous()  # of a sum it is one number, of which products would be made one by one
     delta = torch.linalg.vecdot(grad_out, out)[..., None]
     # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..adaptive import Features
-from ..masks import Mask
+from ..masks import BlockLocal, Causal, Mask
+from ..masks.graded import Graded
 from ..plan import Documents
 from .columns import allowed_columns
 
@@ -37,36 +39,63 @@ def attend(
     graded = mask.bind(()).graded()
     (leaf,), summaries = graded.leaves, features[0].summaries
     assert summaries is not None
-    assert graded.domain is not None
-    own = leaf.certain(features[0], slice(None)) & graded.domain
-    sure = own if graded.full is None else graded.full | own
-    _, columns, allowed = allowed_columns(sure, documents, 0, 1)
-    columns = torch.arange(key.shape[2], device=key.device) if columns is None else columns
-    allowed = torch.ones(1, 1, 1, len(columns), dtype=torch.bool, device=key.device) if allowed is None else allowed
+    batch, key_heads, count = key.shape[:3]
+    _, sure, allowed = allowed_columns(_sure(graded, leaf.block), documents, 0, 1)
+    sure = torch.arange(count, device=key.device) if sure is None else sure
 
     positions = documents.query_positions.long()[:, None]
-    queries = query.unflatten(1, (key.shape[1], -1))
+    queries = query.unflatten(1, (key_heads, -1))
     blocks = leaf.choose(queries, summaries, positions)
     chosen = (blocks[..., None] * leaf.block + torch.arange(leaf.block, device=key.device)).flatten(-3)
-    seen = (chosen >= 0) & graded.rest.allows(positions, chosen)
-    places = _columns_of(documents, chosen.clamp(min=0))
-    keys, values = (
-        torch.cat([x.index_select(2, columns), x.gather(2, places[..., None].expand(-1, -1, -1, x.shape[3]))], dim=2)
-        for x in (key, value)
-    )
-    everything = torch.cat([allowed.expand(*seen.shape[:2], -1, -1)[:, :, 0], seen], dim=-1)
-    everything = everything.repeat_interleave(queries.shape[2], dim=1)[:, :, None]
+    seen = chosen >= 0
+    if graded.full is not None or graded.domain != Causal():
+        seen = seen & graded.rest.allows(positions, chosen)
+    columns = torch.cat([sure.expand(batch, key_heads, -1), _columns_of(documents, chosen.clamp(min=0))], dim=-1)
+    of_sure = sure.new_ones(1, dtype=torch.bool) if allowed is None else allowed[:, :, 0]
+    seen = torch.cat([of_sure.expand(batch, key_heads, len(sure)), seen], dim=-1)
     output: Tensor = scaled_dot_product_attention(
-        query, keys, values, attn_mask=everything, dropout_p=dropout, scale=scale, enable_gqa=queries.shape[2] > 1
+        query,
+        rows_of(key, columns),
+        rows_of(value, columns),
+        attn_mask=seen.repeat_interleave(queries.shape[2], dim=1)[:, :, None],
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=queries.shape[2] > 1,
     )
     return output
+
+
+@functools.lru_cache(maxsize=64)
+def _sure(graded: Graded, block: int) -> Mask:
+    """What is seen without a choice: a query's own block is one of them."""
+    assert graded.domain is not None
+    own = BlockLocal(block) & graded.domain
+    return own if graded.full is None else graded.full | own
+
+
+def rows_of(x: Tensor, columns: Tensor) -> Tensor:
+    """``x[b, h, columns[b, h]]`` for ``[B, H, K, D]`` and ``[B, H, n]``."""
+    size = x.shape[3]
+    strides = [stride // size for stride in x.stride()[:3]]
+    if x.requires_grad or x.stride() != (*(stride * size for stride in strides), 1):
+        return x.gather(2, columns[..., None].expand(-1, -1, -1, size))
+    # All rows of the tensor behind a cache's view lie in one line, from which whole rows are taken: `gather` goes
+    # through single numbers.
+    batch, heads, _ = columns.shape
+    starts = (
+        torch.arange(batch, device=x.device)[:, None] * strides[0] + torch.arange(heads, device=x.device) * strides[1]
+    )
+    rows = columns * strides[2] + starts[..., None]
+    last = sum((length - 1) * stride for length, stride in zip(x.shape[:3], strides, strict=True))
+    line = x.as_strided((last + 1, size), (size, 1))
+    return line.index_select(0, rows.flatten()).view(*columns.shape, size)
 
 
 def _columns_of(documents: Documents, positions: Tensor) -> Tensor:
     """The columns in which the keys of these positions ``[B, H, n]`` stand."""
     key_positions = documents.key_positions.long()
     count = key_positions.shape[1]
-    if documents.alike and int(key_positions[0, -1]) == count - 1:
+    if documents.alike and int(documents.key_positions[0, -1]) == count - 1:
         return positions
     # Padding is put behind everything, where it is overwritten or not asked for.
     behind = torch.where(key_positions < 0, count, key_positions)

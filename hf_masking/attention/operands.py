@@ -77,10 +77,13 @@ class Weighing:
 
     query: ``[h, m, r]``; key: ``[g, n, s]``, None if it reads nothing of the keys. The gradients are summed up in
     tensors of these shapes; None where none is needed.
+
+    hard: as in `Features`; constant: all queries have the same features.
     """
 
     leaf: AdaptiveMask
     hard: bool
+    constant: bool
     query: Tensor
     key: Tensor | None
     grad_query: Tensor | None = None

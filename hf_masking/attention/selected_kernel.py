@@ -12,7 +12,7 @@ from torch import Tensor
 from ..plan.selected import Selected
 from .operands import LOG2E, Backward, Forward, Scoring, Weighing, normalized
 
-_WORKSPACE = 2**19  # scores of the tiles that are computed together: they should stay in the processor's cache
+_WORKSPACE = 2**20  # scores of the tiles that are computed together: they should stay in the processor's cache
 
 
 def forward(part: Selected, x: Forward, scoring: Scoring, generator: torch.Generator, *, fresh: bool) -> None:

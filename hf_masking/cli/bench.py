@@ -62,6 +62,11 @@ class BenchOptions:
 
     def check(self) -> None:
         for mask in self.mask:
+            if Mask.parse(mask).is_adaptive:
+                raise ValueError(
+                    f"bench measures static masks, and '{mask}' looks at the content, of which there is none here; "
+                    "run python scripts/bench_adaptive.py"
+                )
             groups = len(Mask.parse(mask).heads)
             if self.heads % groups:
                 raise ValueError(f"--heads {self.heads} is not a multiple of the {groups} masks of {mask}")

@@ -12,6 +12,7 @@ from ..adaptive import TopBlocks
 from ..masks import Mask, Tile
 from .layout import Lengths
 
+_ROWS = 64  # of a tile, all query heads of its key head together
 _CHUNK = 1024  # queries whose scores are looked at together, so that these stay in the processor's cache
 
 
@@ -83,7 +84,7 @@ def selected(
     whole = torch.cat(chosen, dim=1)
     if guard is not None and not any(bool((some == Tile.SOME).any()) for some in tiles):
         guard = None
-    size = max(16, 64 // queries.shape[1])
+    size = max(16, _ROWS // queries.shape[1])
     return [_tiled(blocks, leaf.block, size, guard, lengths, weighted) for blocks in whole]
 
 

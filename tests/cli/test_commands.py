@@ -51,6 +51,52 @@ def test_show_of_a_mask_by_heads(run):
     assert out.index("heads with causal") < out.index("mask       causal") < out.index("heads with strided:2")
 
 
+def test_show_of_what_the_content_decides(run, model_folder, tmp_path):
+    code, out, _ = run(
+        "show", "top_blocks:block=2,k=1", "--model", model_folder, "--text", "abcdefgh", "--length", "6",
+        "--layer", "1", "--head", "1", "--png", tmp_path / "seen.png",
+    )  # fmt: skip
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()[:6]]
+    assert [row.count("■") for row in rows] == [1, 2, 3, 4, 3, 4]
+    assert all(row[i] == "■" and "■" not in row[i + 1 :] for i, row in enumerate(rows))
+    assert "density    80.95% of causal here (17 of 21 pairs), mean weight 80.95%" in out
+    assert "80.95% over all layers and heads" in out
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("show", "span:max=2,ramp=4", "--model", model_folder, "--text", "abcdefgh", "--length", "6")
+    assert code == 0
+    assert out.splitlines()[5].split() == ["▒", "▒", "▒", "■", "■", "■"]
+
+
+def test_a_checkpoint_is_read_with_what_its_mask_has_learned(run, model_folder, text_file, tmp_path):
+    learned = tmp_path / "learned"
+    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "span:max=8,ramp=2", check=False)
+    for layer in model.model.layers:
+        torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, 0.25)
+    model.save_pretrained(learned)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(learned)
+    quick = ("--data", text_file, "--context", "16", "--max-tokens", "65")
+    figures = {}
+    for name, more in {
+        "carried": ("eval", learned),
+        "named": ("eval", learned, "--mask", "span:max=8,ramp=2"),
+        "new": ("eval", model_folder, "--mask", "span:max=8,ramp=2"),
+    }.items():
+        code, _, err = run(*more, *quick, "--output", tmp_path / f"{name}.json")
+        assert code == 0, err
+        (row,) = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        figures[name] = row["perplexity"]
+    assert figures["carried"] == figures["named"] != figures["new"]
+    code, out, err = run("show", "span:max=8,ramp=2", "--model", learned, "--text", "abcdefgh", "--length", "8")
+    assert code == 0, err
+    assert out.splitlines()[7].split() == ["·", "·", "·", "·", "▒", "■", "■", "■"]
+    code, out, err = run("check", learned, "--length", "9")
+    assert code == 0, err
+    code, out, err = run("generate", learned, "--prompt", "The quick", "--max-new-tokens", "3")
+    assert code == 0, err
+    assert "span:max=8,ramp=2" in err
+
+
 def test_bench(run, tmp_path):
     output = tmp_path / "bench.json"
     code, out, _ = run(
@@ -223,8 +269,12 @@ def wrong(message, *arguments, code=2):
         wrong("--output names the JSON file", "bench", "--output", "table.md"),
         wrong("--key-heads must divide --heads 8, got 3", "bench", "--key-heads", "3"),
         wrong("--heads 8 is not a multiple of the 3 masks", "bench", "--mask", "heads[causal; causal; causal]"),
+        wrong("bench measures static masks", "bench", "--mask", "relevance"),
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
         wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
+        wrong("depends on the content; say in which model", "show", "relevance"),
+        wrong("--layer must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--layer", "2"),
+        wrong("--head must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--head", "2"),
         wrong("--mask is missing, and the model carries none; say one", "check", "MODEL"),
         wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),
         wrong("--new-tokens must be at least 1", "check", "MODEL", "--mask", "causal", "--new-tokens", "0"),

@@ -193,3 +193,59 @@ def test_lookahead_and_lost_numbers_are_refused():
         broken.lm_head.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="the loss became nan at step 1; lower the learning rate"):
         finetune(broken, TRAIN, EVAL, SETTINGS)
+
+
+ADAPTIVE = "(span:max=16,ramp=4&relevance:rank=2)|sinks:1"
+
+
+def test_what_masks_learn_has_a_group_of_its_own_and_a_price():
+    settings = dataclasses.replace(SETTINGS, steps=12, warmup_steps=0, mask_penalty=5.0, mask_learning_rate=0.1)
+    records = []
+    trained = patch_model(build("llama"), ADAPTIVE, check=False)
+    before = {name: p.detach().clone() for name, p in trained.named_parameters()}
+    finetune(trained, TRAIN, EVAL, settings, on_record=records.append)
+    penalties = [record["mask_penalty"] for record in records if "loss" in record]
+    assert penalties[0] > 0.99
+    assert penalties[-1] < 0.8
+    shares = [p for name, p in trained.named_parameters() if name.endswith("share")]
+    assert all(float(share.detach().max()) < 0.8 for share in shares)
+    # Nothing decays what is learned: at a price of 0 and a loss that does not depend on it, it stays.
+    still = patch_model(build("llama"), "span:max=400,ramp=4", check=False)
+    finetune(still, TRAIN, EVAL, dataclasses.replace(settings, mask_penalty=0.0, weight_decay=10.0))
+    assert all(bool((p == 1).all()) for name, p in still.named_parameters() if name.endswith("share"))
+    assert any(not torch.equal(p, before[name]) for name, p in trained.named_parameters() if "hf_masking" not in name)
+
+
+def test_the_price_of_a_mask_does_not_depend_on_how_a_step_is_cut():
+    trained = []
+    for micro in (6, 2):
+        one = patch_model(build("llama"), "span:max=16,ramp=4", check=False)
+        finetune(one, TRAIN, EVAL, dataclasses.replace(SETTINGS, micro_batch_size=micro, mask_penalty=1.0))
+        trained.append(one)
+    for mine, theirs in zip(*(one.parameters() for one in trained), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_run_under_a_mask_that_learns_resumes(tmp_path):
+    def run(folder, **more):
+        torch.manual_seed(0)
+        one = patch_model(build("llama"), ADAPTIVE, check=False)
+        return finetune(one, TRAIN, EVAL, SETTINGS, output=folder, **more)
+
+    whole = run(tmp_path / "whole")
+
+    class Killed(Exception):  # noqa: N818 (what happens, not what went wrong)
+        pass
+
+    def kill(record):
+        if record["step"] == 5 and "loss" in record:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", on_record=kill)
+    resumed = run(tmp_path / "killed", resume=True)
+    assert resumed.losses == whole.losses
+    loaded = from_pretrained(tmp_path / "killed" / "best", check=False)
+    best = from_pretrained(tmp_path / "whole" / "best", check=False)
+    for mine, theirs in zip(loaded.parameters(), best.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
