@@ -9,7 +9,7 @@ python examples/adaptive_span.py [steps]    # the 600 by default take some minut
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from hf_masking import mask_penalties, patch_model
 
@@ -25,10 +25,10 @@ def batch(draw: torch.Generator) -> torch.Tensor:
     return tokens
 
 
-def spans(model: torch.nn.Module) -> list[list[int]]:
+def spans(model: PreTrainedModel) -> list[list[int]]:
     """The span of each head, layer by layer."""
-    modules = [layer.self_attn.hf_masking.span for layer in model.model.layers]
-    return [(module.share.clamp(0, 1) * LENGTH).round().int().tolist() for module in modules]
+    shares = [share for name, share in model.named_parameters() if name.endswith("hf_masking.span.share")]
+    return [(share.clamp(0, 1) * LENGTH).round().int().tolist() for share in shares]
 
 
 torch.manual_seed(0)

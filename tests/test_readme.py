@@ -77,6 +77,7 @@ def cells(line):
     ("table", "source", "key"),
     [
         (README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0], "docs/bench.md", 3),
+        (README.split("<!-- recall -->")[1].split("<!-- /recall -->")[0], "docs/top_blocks_recall.md", 2),
         (README.split("**small LLaMA-style model")[1].split("Machine:")[0], "docs/compare.md", 1),
     ],
 )
