@@ -134,10 +134,10 @@ def test_choices_are_those_of_brute_force(score, heads):
     mask, draw = TopBlocks(3, 2, score), torch.Generator().manual_seed(0)
     queries, keys = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((heads, 23, 5), (23, 5)))
     chosen = mask.choose(queries, mask.summaries(keys), torch.arange(23))
-    assert chosen.shape == (23, 7)
+    assert chosen.shape == (23, 2)
     for i in range(23):
         expected = oracle.chosen_blocks(mask, queries.tolist(), keys.tolist(), i) - {i // 3}
-        assert set(chosen[i].nonzero()[:, 0].tolist()) == expected, i
+        assert sorted(chosen[i].tolist()) == [-1] * (2 - len(expected)) + sorted(expected), i
 
 
 @pytest.mark.parametrize("score", ["mean", "minmax"])
@@ -146,11 +146,11 @@ def test_of_equal_scores_the_later_blocks_are_chosen(score):
     queries, keys = torch.ones(1, 20, 4), torch.ones(20, 4)
     chosen = mask.choose(queries, mask.summaries(keys), torch.arange(20))
     for i in range(20):
-        blocks = range(max(0, i // 2 - 2), i // 2)
-        assert chosen[i].nonzero()[:, 0].tolist() == list(blocks)
+        expected = range(max(0, i // 2 - 2), i // 2)
+        assert sorted(chosen[i].tolist()) == [-1] * (2 - len(expected)) + list(expected)
     # The choice of a query is the same where fewer keys are there to be scored.
     fewer = mask.choose(queries[:, 9:10], mask.summaries(keys[:10]), torch.tensor([9]))
-    assert torch.equal(fewer[0], chosen[9, :5])
+    assert torch.equal(fewer[0].sort().values, chosen[9].sort().values)
 
 
 def test_minmax_bounds_every_product():
