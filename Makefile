@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test test-slow test-oldest clean
 
 demo: $(VENV)/.demo
-	$(BIN)/hf-masking compare --output runs/compare.json
+	$(BIN)/hf-masking compare --output runs/compare --resume
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

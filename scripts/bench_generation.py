@@ -54,7 +54,7 @@ def contenders(
         fill(cache, model.config, context)
     for layer in caches[MASK][1].layers:
         assert isinstance(layer, MaskedLayer)
-        layer.bind(Mask.parse(MASK))
+        layer.bind(Mask.parse(MASK), reads=Mask.parse(MASK))
     return caches
 
 

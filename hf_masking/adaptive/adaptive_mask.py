@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, ClassVar, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from ..masks import Causal, Mask
@@ -21,6 +23,7 @@ class LayerShape:
     hidden_size: int
     query_heads: int
     key_heads: int
+    head_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,10 @@ class AdaptiveMask(Mask):
     def module(self, shape: LayerShape) -> nn.Module:
         """The parameters of one layer; called with hidden states ``[B, N, hidden]`` it returns `Features`."""
         raise NotImplementedError
+
+    def continues(self, other: AdaptiveMask) -> bool:
+        """Whether what another mask has learned means the same here."""
+        return self == other
 
     def log_weight(self, query: Tensor | None, key: Tensor | None, distance: Tensor, hard: bool) -> Tensor:
         """log f of a tile, differentiable.
@@ -159,4 +166,10 @@ class AdaptiveMask(Mask):
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    # Exactly, and without an exponent, which a spec has not.
+    return f"{Decimal(repr(value)).normalize():f}" if isinstance(value, float) else str(value)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision would round spans of a thousand tokens to multiples of four."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid, pad
 
-from .adaptive_mask import TILE, AdaptiveMask, Features, LayerShape
+from .adaptive_mask import TILE, AdaptiveMask, Features, LayerShape, at_least_float32
 
 _OPEN = 8.0  # what the scores start with: sigmoid(8) = 0.9997
 _FAR = 1e30  # stands for a key that is not there
@@ -45,6 +45,9 @@ class Relevance(AdaptiveMask):
 
     def module(self, shape: LayerShape) -> nn.Module:
         return _Relevance(self, shape)
+
+    def continues(self, other: AdaptiveMask) -> bool:
+        return isinstance(other, Relevance) and self.rank == other.rank
 
     def log_weight(self, query: Tensor | None, key: Tensor | None, distance: Tensor, hard: bool) -> Tensor:
         assert query is not None
@@ -98,18 +101,22 @@ class _Relevance(nn.Module):
         self.bias = nn.Parameter(torch.ones(self.heads))
 
     def forward(self, hidden: Tensor) -> Features:
+        hidden = at_least_float32(hidden)
         query, key = (self._project(hidden, weight) for weight in (self.query, self.key))
         # The bias travels as one feature more, and meets a 1.
-        bias = self.bias.float().mul(_OPEN)[:, None, None].expand(*query.shape[:-1], 1)
+        bias = self.bias.to(hidden).mul(_OPEN)[:, None, None].expand(*query.shape[:-1], 1)
         query = torch.cat([query * self.rank**-0.5, bias], dim=-1).repeat_interleave(self.group, dim=1)
         return Features(query, torch.cat([key, torch.ones_like(key[..., :1])], dim=-1), hard=not self.training)
 
     def _project(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """``[B, Hkv, N, rank]``."""
-        return linear(hidden.float(), weight.float()).unflatten(-1, (self.heads, self.rank)).transpose(1, 2)
+        return linear(hidden, weight.to(hidden)).unflatten(-1, (self.heads, self.rank)).transpose(1, 2)
 
     def penalty(self, hidden: Tensor, features: Features) -> Tensor:
-        """The mean weight of a pair, estimated from some random keys of each query."""
+        """The mean weight of a pair, estimated from some random keys of each query.
+
+        Of all pairs of a row: padding, packed neighbours and what another mask excludes are counted, too.
+        """
         query, key = features.query, features.key
         assert query is not None
         assert key is not None

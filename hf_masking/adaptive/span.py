@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..masks import FOREVER, Mask, SlidingWindow
-from .adaptive_mask import AdaptiveMask, Features, LayerShape
+from .adaptive_mask import AdaptiveMask, Features, LayerShape, at_least_float32
 
 # Lengths are rounded to this many keys where a plan is made: while they are learned, few plans are enough.
 GRAIN = 32
@@ -51,6 +52,9 @@ class AdaptiveSpan(AdaptiveMask):
     def module(self, shape: LayerShape) -> nn.Module:
         return _DynamicSpans(self, shape) if self.dynamic else _Spans(self, shape)
 
+    def continues(self, other: AdaptiveMask) -> bool:
+        return isinstance(other, AdaptiveSpan) and (self.max, self.dynamic) == (other.max, other.dynamic)
+
     def log_weight(self, query: Tensor | None, key: Tensor | None, distance: Tensor, hard: bool) -> Tensor:
         assert query is not None
         weight = 1 + (query - distance) / self.ramp
@@ -76,14 +80,30 @@ class AdaptiveSpan(AdaptiveMask):
         if self.dynamic:
             return self.envelope
         longest = float(self._spans(features, slice(None)).max())
-        return SlidingWindow(min(int(longest) + self.ramp, self.max + self.ramp))
+        return SlidingWindow(math.ceil(longest) + self.ramp)
 
-    @staticmethod
-    def _spans(features: Features, heads: slice) -> Tensor:
+    def _spans(self, features: Features, heads: slice) -> Tensor:
         """``[h, Q or 1]``, of one row of a batch or over all."""
         assert features.query is not None
-        spans = features.query.detach()[..., 0]
+        # Where the model has come to NaN the output will be, too, for the training to find.
+        spans = features.query.detach()[..., 0].nan_to_num(self.max)
         return (spans if spans.ndim == 2 else spans.amax(0))[heads]
+
+
+class _Clamp(torch.autograd.Function):
+    """To 0..1. Behind an end only a gradient passes that leads back: an ordinary clamp would hold what is there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,), (grad,) = ctx.saved_tensors, grad_outputs
+        # A descent goes against the gradient.
+        leads_away = ((x > 1) & (grad < 0)) | ((x < 0) & (grad > 0))
+        return grad.masked_fill(leads_away, 0.0)
 
 
 class _Spans(nn.Module):
@@ -95,11 +115,8 @@ class _Spans(nn.Module):
         self.share = nn.Parameter(torch.ones(shape.query_heads))
 
     def forward(self, hidden: Tensor) -> Features:
-        if self.training and torch.is_grad_enabled():
-            # After an optimizer step that went too far: a clamp that is differentiated would hold it there.
-            with torch.no_grad():
-                self.share.clamp_(0.0, 1.0)
-        return Features(self.share.float().clamp(0.0, 1.0)[None, :, None, None] * self.mask.max)
+        share = _Clamp.apply(at_least_float32(self.share))
+        return Features(share[None, :, None, None] * self.mask.max)
 
     def penalty(self, hidden: Tensor, features: Features) -> Tensor:
         """The mean span, as a share of the longest."""
@@ -117,8 +134,9 @@ class _DynamicSpans(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape.query_heads))
 
     def forward(self, hidden: Tensor) -> Features:
-        logits = nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
-        shares = (2 * logits.sigmoid()).clamp(max=1.0)
+        hidden = at_least_float32(hidden)
+        logits = nn.functional.linear(hidden, self.weight.to(hidden), self.bias.to(hidden))
+        shares = _Clamp.apply(2 * logits.sigmoid())
         return Features(shares.mT[..., None] * self.mask.max)
 
     def penalty(self, hidden: Tensor, features: Features) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..masks import BlockLocal, Mask
-from .adaptive_mask import AdaptiveMask, Features, LayerShape
+from .adaptive_mask import AdaptiveMask, Features, LayerShape, at_least_float32
 
 Score = Literal["mean", "minmax"]
 
@@ -70,7 +70,8 @@ class TopBlocks(AdaptiveMask):
         if self.score == "minmax":
             # The greatest product takes the greatest key where the query is positive, and the least where it is not.
             queries = torch.cat([queries.clamp(min=0), queries.clamp(max=0)], dim=-1)
-        return queries.sum(-3) @ summaries.mT
+        # In half precision one choice in eight would be another, and large keys would all be infinite.
+        return at_least_float32(queries).sum(-3) @ at_least_float32(summaries).mT
 
     @torch.no_grad()
     def choose(self, queries: Tensor, summaries: Tensor, positions: Tensor) -> Tensor:

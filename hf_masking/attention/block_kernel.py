@@ -138,8 +138,12 @@ class _LaidWeighing:
 
     @property
     def repeats(self) -> bool:
-        """Whether all blocks of a run have the same weights: they depend on the distance only."""
-        return self.weighing.constant and self.key is None and self.layout.columns is None
+        """Whether all blocks of a run have the same weights: they depend on the distance only.
+
+        Not where the layout starts with padding: that has no position, so the first block would not stand for all.
+        """
+        padded = self.layout.query_padding[0] or self.layout.key_padding[0]
+        return self.weighing.constant and self.key is None and self.layout.columns is None and not padded
 
     def of(self, run: Run, lanes: _Lanes) -> Tensor:
         """The logarithm of the weights of a run ``[heads, classes or 1, blocks or 1, rows, width]``."""

@@ -2,7 +2,8 @@
 
 Each part of a plan gives values and a log-sum-exp; the results are merged by their log-sum-exps, and the backward of
 each part is that of FlashAttention (Dao et al., https://arxiv.org/abs/2205.14135) with the final output and the final
-log-sum-exp. Nothing of queries x keys is ever kept: O(N) memory, and a fixed workspace.
+log-sum-exp. Nothing of queries x keys is ever kept: O(N) memory (O(N k) where each query chooses k blocks), and a fixed
+workspace.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def attend(
     sink_logits: Tensor | None = None,
     features: Sequence[Features] = (),
 ) -> Tensor:
-    """Shapes as in `masked_attention`. Half precision is computed in float32. Deterministic, given the random seed.
+    """Shapes as in `masked_attention`. Half precision is computed in float32. On a CPU deterministic, given the seed.
 
     Raises:
         ValueError: a second derivative is asked for.

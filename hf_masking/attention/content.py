@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..masks import Causal, Mask
+from ..masks import Causal, Mask, SlidingWindow
 from ..masks.graded import Graded
 from ..plan import Part, Segment, Selected, plan_of
 from ..plan.selected import selected
@@ -70,7 +70,9 @@ def _parts(
     counting = [leaf.tiles_that_count(read, heads, document.group) for leaf, read in weighed]
     counting = [tiles for tiles in counting if tiles is not None]
     if counting:
-        yield from weighted_tiles(sure.rest, lengths, functools.reduce(torch.logical_and, counting))
+        # What another leaf rules out by distance is not looked at.
+        rest = sure.rest if reach is None else sure.rest & SlidingWindow(max(1, int(reach.max())))
+        yield from weighted_tiles(rest, lengths, functools.reduce(torch.logical_and, counting))
     else:
         yield from weighted_blocks(sure.rest, lengths, reach)
 

@@ -81,10 +81,17 @@ def masked_attention(
                 "use backend='blockwise' or 'reference'"
             )
         backend = "blockwise" if backend == "auto" else backend
+    elif features:
+        raise ValueError(
+            f"'{mask}' looks at no content and takes no features, got {len(features)}; leave features= out"
+        )
     if backend == "auto":
         backend = automatic.choose(mask, described, query, key, value, **options)
     scale = head_size**-0.5 if scale is None else scale
-    return BACKENDS[backend](query, key, value, mask, described, scale=scale, **options)
+    # What is chosen must not depend on the way of computing it, as it would if some products were in half precision.
+    autocast = torch.is_autocast_enabled(query.device.type) and not mask.is_adaptive
+    with torch.autocast(query.device.type, enabled=autocast):
+        return BACKENDS[backend](query, key, value, mask, described, scale=scale, **options)
 
 
 def check_backend(name: str) -> None:

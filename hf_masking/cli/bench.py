@@ -18,10 +18,10 @@ from ..evaluation.benchmark import (
     contenders_for,
     measure,
     measure_memory,
-    pays_from,
 )
+from ..evaluation.break_even import pays_from
 from ..masks import Mask
-from . import bench_report
+from . import bench_report, tables
 from .console import check_report, console, describe_machine, errors, write_json
 from .options import OutputOption
 
@@ -120,7 +120,7 @@ def bench(
         check_report(output.output)
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
-    console.print(bench_report.table(rows, _title(parts[0])))
+    console.print(bench_report.grid(rows).table(_title(parts[0])))
     for line in _verdicts(rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if output.output is not None:
@@ -131,7 +131,7 @@ def bench(
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         write_json(output.output, document)
-        bench_report.write_markdown(output.output.with_suffix(".md"), rows, _title(parts[0]))
+        tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), bench_report.grid(rows).markdown())
         bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))
 
 

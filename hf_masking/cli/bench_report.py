@@ -6,10 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, RIVALS, Row
 from . import tables
 
@@ -57,27 +53,15 @@ COLUMNS: dict[str, Callable[[Rows, Row], str]] = {
 }
 
 
-def table(rows: Rows, title: str) -> Table:
-    result = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    for heading in ("length", "mask", "runs"):
-        result.add_column(heading, overflow="fold")
-    for heading in COLUMNS:
-        result.add_column(heading, justify="right")
-    for row in rows:
-        result.add_row(f"{row.length:,}", escape(row.mask), row.runs, *map(escape, _cells(rows, row)))
-    return result
+def grid(rows: Rows) -> tables.Grid:
+    cells = [[f"{row.length:,}", row.mask, row.runs, *_cells(rows, row)] for row in rows]
+    return tables.Grid(("length", "mask", "runs", *COLUMNS), cells)
 
 
 def _cells(rows: Rows, row: Row) -> list[str]:
     if row.error:
         return [f"failed: {row.error}", *[""] * (len(COLUMNS) - 1)]
     return [cell(rows, row) for cell in COLUMNS.values()]
-
-
-def write_markdown(path: Path, rows: Rows, title: str) -> None:
-    headings = ["length", "mask", "runs", *(heading.replace("\n", " ") for heading in COLUMNS)]
-    cells = [[f"{row.length:,}", f"`{row.mask}`", row.runs, *_cells(rows, row)] for row in rows]
-    tables.write_markdown(path, title, headings, "---:|---|---|" + "---:|" * len(COLUMNS), cells)
 
 
 def write_picture(path: Path, rows: Rows, title: str) -> None:

@@ -11,20 +11,24 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import AutoConfig
 
 from ..evaluation import Text, encode, in_own_process
+from ..evaluation.benchmark import Shape
+from ..evaluation.break_even import break_even
 from ..masks import Mask
+from ..modeling import shape_of
 from ..training import TrainingSettings
-from ..training.comparison import Experiment, Row
+from ..training.comparison import Experiment, Trial
 from ..training.comparison import compare as compare_masks
-from ..training.small_model import SETTINGS as SMALL_MODEL_SETTINGS
-from ..training.small_model import small_model
+from ..training.comparison_folder import ComparisonFolder
+from ..training.small_model import SMALL, small_model
+from ..training.summary import summarize
 from . import report
-from .console import check_report, console, describe_machine, errors, load_tokenizer, quiet, write_json
+from .console import console, describe_machine, errors, load_tokenizer, quiet, write_json
 from .options import DataOptions, MaskOptions, bos_of
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
-TRAIN_TOKENS, EVAL_TOKENS = 700_000, 24_577
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,12 @@ class CompareOptions:
     steps: int = dataclasses.field(default=30, metadata={"help": "optimizer steps of fine-tuning for each mask"})
     batch_size: int = dataclasses.field(default=4, metadata={"help": "contexts in an optimizer step"})
     learning_rate: float = dataclasses.field(default=3e-4, metadata={"help": "highest learning rate"})
-    eval_tokens: int = dataclasses.field(default=EVAL_TOKENS, metadata={"help": "evaluate on that many tokens"})
-    seed: int = dataclasses.field(default=0, metadata={"help": "order of the contexts, and dropout"})
+    train_tokens: int = dataclasses.field(default=700_000, metadata={"help": "fine-tune on that many tokens"})
+    eval_tokens: int = dataclasses.field(default=24_577, metadata={"help": "evaluate on that many tokens"})
+    eval_every: int | None = dataclasses.field(
+        default=None, metadata={"help": "steps between points of the recovery curve; by default all of them"}
+    )
+    seed: int = dataclasses.field(default=0, metadata={"help": "the first seed: order of the contexts, and dropout"})
 
     def settings(self) -> TrainingSettings:
         return TrainingSettings(
@@ -49,7 +57,7 @@ class CompareOptions:
             learning_rate=self.learning_rate,
             warmup_steps=min(10, self.steps // 4),
             seed=self.seed,
-            eval_every=self.steps,
+            eval_every=self.steps if self.eval_every is None else self.eval_every,
         )
 
 
@@ -61,38 +69,49 @@ def compare(
         str | None, typer.Argument(help="a hub id or a folder; without one a small model is trained once and kept")
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="write the figures to this JSON file, and .md and .png beside it")
-    ] = Path("hf-masking-compare.json"),
+        Path, typer.Option(help="folder for the report: JSON, Markdown and pictures, and the trials it is made of")
+    ] = Path("hf-masking-compare"),
+    seeds: Annotated[int, typer.Option(help="how many seeds each mask is tried under, with the same batches")] = 1,
+    longest: Annotated[
+        int, typer.Option(help="look up to that many tokens from where on a mask pays; 0 for not at all")
+    ] = 4096,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the comparison in --output; masks and seeds may be added")
+    ] = False,
 ) -> None:
-    """Perplexity before and after a short fine-tuning, tokens/s and peak memory of each mask, in one table."""
+    """Perplexity before and after a short fine-tuning, speed and memory of each mask, in one report."""
     specs = list(dict.fromkeys(masks.mask or MASKS))
     for spec in specs:
         Mask.parse(spec)
     settings, layers = options.settings(), masks.layers()
     settings.check()
-    check_report(output)
-    started = time.perf_counter()
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    folder = ComparisonFolder(output)
     train, held_out = data.load().split(0.1)
-    folder = model or str(in_own_process(_small_model, train, held_out))
-    with tempfile.TemporaryDirectory() as scratch:
-        experiment = _experiment(folder, train, held_out, options, layers, Path(scratch) / "tokens.pt")
-        rows = _measure(experiment, specs)
-    if all(row.error for row in rows):
-        raise ValueError(f"no mask could be measured; {rows[0].mask}: {rows[0].error}")
-    title = f"{model or 'small LLaMA-style model'}, {data.data}, context {options.context}, {options.steps} steps"
-    console.print(report.table(rows, title))
-    document = {
+    description = {
         "model": model or "small LLaMA-style model",
-        "small_model_training": None if model else dataclasses.asdict(SMALL_MODEL_SETTINGS),
+        "small_model": None if model else dataclasses.asdict(SMALL),
         "text": {"source": data.data, "train_sha256": train.sha256, "eval_sha256": held_out.sha256},
         "layers": {str(layer): spec for layer, spec in layers.items()},
         "options": dataclasses.asdict(options),
-        "machine": describe_machine(),
-        "seconds": time.perf_counter() - started,
-        "rows": [dataclasses.asdict(row) for row in rows],
     }
-    _write(output, document, rows, title)
-    if any(row.error for row in rows):
+    folder.claim(description, resume)
+    started = time.perf_counter()
+    path = model or str(in_own_process(_small_model, train, held_out))
+    with tempfile.TemporaryDirectory() as scratch:
+        experiment = _experiment(path, train, held_out, options, layers, Path(scratch) / "tokens.pt")
+        wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
+        trials = _try(experiment, wanted, folder, description)
+    if all(trial.error for trial in trials):
+        raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
+    pays = in_own_process(_break_even, path, specs, longest)
+    title = f"{description['model']}, {data.data}, context {options.context}, {options.steps} steps"
+    result = report.Report(title, options.context, summarize(specs, trials), pays, longest)
+    for grid in (result.quality(), result.details()):
+        console.print(grid.table())
+    _write(folder.path, description, trials, result, time.perf_counter() - started)
+    if any(trial.error for trial in trials):
         raise typer.Exit(1)
 
 
@@ -106,7 +125,7 @@ def _experiment(
 ) -> Experiment:
     tokenizer = load_tokenizer(folder)
     eval_ids, n_bytes = encode(held_out, tokenizer, options.eval_tokens)
-    torch.save({"train": encode(train, tokenizer, TRAIN_TOKENS)[0], "eval": eval_ids}, tokens)
+    torch.save({"train": encode(train, tokenizer, options.train_tokens)[0], "eval": eval_ids}, tokens)
     return Experiment(
         model=folder,
         tokens=tokens,
@@ -118,17 +137,34 @@ def _experiment(
     )
 
 
-def _measure(experiment: Experiment, specs: Sequence[str]) -> list[Row]:
-    rows = []
-    for row in compare_masks(experiment, specs, _tell):
-        rows.append(row)
-        errors.print(report.progress(row, len(rows), len(specs)), markup=False, highlight=False, soft_wrap=True)
-    return rows
+def _try(
+    experiment: Experiment, wanted: Sequence[tuple[str, int]], folder: ComparisonFolder, description: dict[str, Any]
+) -> list[Trial]:
+    """All trials, of which those that the folder holds are not made again."""
+    held = {pair: trial for pair in wanted if (trial := folder.find(*pair)) is not None}
+    if held:
+        errors.print(f"{len(held)} of {len(wanted)} trials are there already", highlight=False)
+    missing = [pair for pair in wanted if pair not in held]
+    for number, trial in enumerate(compare_masks(experiment, missing, _tell), start=1):
+        held[trial.mask, trial.seed] = trial
+        if trial.error is None:
+            # Not before there is something to keep: nothing is left behind by what fails at once.
+            folder.describe(description)
+            folder.keep(trial)
+        errors.print(report.progress(trial, number, len(missing)), markup=False, highlight=False, soft_wrap=True)
+    return [held[pair] for pair in wanted]
+
+
+def _break_even(path: str, specs: Sequence[str], longest: int) -> dict[str, int | None]:
+    shape = shape_of(AutoConfig.from_pretrained(path))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    attention = Shape(longest, shape.query_heads, shape.key_heads, shape.head_size, device=device)
+    return break_even(specs, attention, longest)
 
 
 def _tell_small_model(record: dict[str, Any]) -> None:
     if "loss" in record and record["step"] % 20 == 0:
-        steps = SMALL_MODEL_SETTINGS.steps
+        steps = SMALL.settings.steps
         errors.print(
             f"training the small model, once: step {record['step']} of {steps}, loss {record['loss']:.2f}", end="\r"
         )
@@ -139,7 +175,14 @@ def _tell(mask: str, record: dict[str, Any]) -> None:
         errors.print(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}", markup=False, end="\r")
 
 
-def _write(output: Path, document: dict[str, Any], rows: Sequence[Row], title: str) -> None:
-    write_json(output, document)
-    report.write_markdown(output.with_suffix(".md"), rows, title)
-    report.write_picture(output.with_suffix(".png"), rows, title)
+def _write(
+    folder: Path, description: dict[str, Any], trials: Sequence[Trial], result: report.Report, seconds: float
+) -> None:
+    document = description | {
+        "machine": describe_machine(),
+        "seconds": seconds,
+        "pays_from": result.pays_from,
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    write_json(folder / "report.json", document)
+    result.write(folder)

@@ -60,7 +60,7 @@ def evaluate(
     bos = bos_of(tokenizer, windows.bos)
     loaded = load_model(model)
     rows = []
-    for mask in masks.mask or [CARRIED if layer_masks(loaded) and not layers else "causal"]:
+    for mask in masks.mask or [CARRIED if layer_masks(loaded) else "causal"]:
         with patched(loaded, None if mask == CARRIED else mask, layers=layers):
             result, seconds = _measure(loaded, token_ids, windows, bos, n_bytes, mask)
         rows.append({"mask": mask, **dataclasses.asdict(result), "tokens_per_second": result.tokens / seconds})

@@ -10,11 +10,11 @@ import typer
 from accelerate import PartialState
 
 from ..evaluation import encode, load_text
-from ..modeling import patch_model
+from ..modeling import layer_masks, patch_model
 from ..training import TrainingSettings, on_cpu
 from ..training import finetune as train
 from .console import errors, load_model, load_tokenizer, progress_bar
-from .options import DataOptions, MaskOptions
+from .options import CARRIED, DataOptions, MaskOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,15 @@ def finetune(
     """Fine-tune a model under a mask to predict the next token; resumes to the same losses after a kill."""
     if len(masks.mask) > 1:
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
-    mask, layers = (masks.mask or ["causal"])[0], masks.layers()
+    layers = masks.layers()
     processes = PartialState(cpu=on_cpu())
     settings.check(processes.num_processes)
     text = data.load()
     train_text, eval_text = text.split(0.1) if held_out.eval_data is None else (text, load_text(held_out.eval_data))
-    tokenizer = load_tokenizer(model)
+    tokenizer, loaded = load_tokenizer(model), load_model(model)
+    # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
+    mask = masks.mask[0] if masks.mask else CARRIED if layer_masks(loaded) else "causal"
+    patch_model(loaded, None if mask == CARRIED else mask, layers=layers)
     description = {
         "model": model,
         "mask": mask,
@@ -55,7 +58,7 @@ def finetune(
     }
     with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=processes.is_main_process) as bar:
         result = train(
-            patch_model(load_model(model), mask, layers=layers),
+            loaded,
             encode(train_text, tokenizer)[0],
             encode(eval_text, tokenizer, held_out.eval_tokens)[0],
             settings,

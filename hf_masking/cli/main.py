@@ -46,7 +46,7 @@ EXAMPLES = {
     ],
     "compare": [
         "hf-masking compare",
-        "hf-masking compare gpt2 --mask causal --mask 'window:64|sinks:4' --data book.txt --context 1024",
+        "hf-masking compare gpt2 --mask causal --mask 'window:64|sinks:4' --data book.txt --context 1024 --seeds 3",
     ],
     "bench": [
         "hf-masking bench --mask window:128 --mask strided:32 --length 1024 --length 4096",

@@ -12,7 +12,7 @@ from ..evaluation import STDLIB, Text, encode, load_text
 from ..files import check_file, written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
-from ..modeling import effective_weights, evaluating, patched
+from ..modeling import effective_weights, evaluating, patched, shape_of
 from .console import errors, load_model, load_tokenizer
 
 
@@ -39,8 +39,8 @@ def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None
     with patched(model, mask, check=False), evaluating(model):
         layers = [layer[0] for layer in effective_weights(model, input_ids=tokens, use_cache=False)]
     layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]
-    shown = _chosen(layers, options)
-    title = f"{mask}, layer {options.layer}, head {options.head}"
+    shown = _chosen(layers, options, shape_of(model.config).query_heads)
+    title = f"{mask}, layer {options.layer % len(layers)}, head {options.head}"
     if png is not None:
         with written_aside(png) as aside:
             draw_weights_png(shown, title, aside)
@@ -49,23 +49,25 @@ def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None
     return drawn + _figures(mask, shown, layers)
 
 
-def _chosen(layers: list[Tensor], options: RealisedOptions) -> Tensor:
+def _chosen(layers: list[Tensor], options: RealisedOptions, n_heads: int) -> Tensor:
     if not -len(layers) <= options.layer < len(layers):
-        raise ValueError(f"--layer must be from 0 to {len(layers) - 1}, got {options.layer}")
+        raise ValueError(f"--layer must be from 0 to {len(layers) - 1}, or -1 for the last, got {options.layer}")
+    if not 0 <= options.head < n_heads:
+        raise ValueError(f"--head must be from 0 to {n_heads - 1}, got {options.head}")
     heads = layers[options.layer]
-    # Heads that see the same are there once.
-    if len(heads) > 1 and not 0 <= options.head < len(heads):
-        raise ValueError(f"--head must be from 0 to {len(heads) - 1}, got {options.head}")
-    return heads[options.head if len(heads) > 1 else 0]
+    # Groups of heads that see the same are there once.
+    return heads[options.head * len(heads) // n_heads]
 
 
 def _figures(mask: Mask, shown: Tensor, layers: list[Tensor]) -> str:
     n = shown.shape[0]
     causal = n * (n + 1) // 2
+    ahead = int((shown.triu(1) > 0).sum())
+    lookahead = f"\nlookahead  {ahead:,} pairs see what comes later: no generation" if ahead else ""
     pairs, whole = int((shown > 0).sum()), torch.stack([(layer > 0).double().mean(0).sum() for layer in layers])
     return (
         f"mask       {mask}\n"
         f"density    {pairs / causal:.2%} of causal here ({pairs:,} of {causal:,} pairs), mean weight "
         f"{float(shown.sum()) / causal:.2%}\n"
-        f"           {float(whole.mean()) / causal:.2%} over all layers and heads"
+        f"           {float(whole.mean()) / causal:.2%} over all layers and heads{lookahead}"
     )

@@ -1,71 +1,165 @@
-"""A comparison as a table, as Markdown and as a picture: one list of columns for all."""
+"""A comparison as tables and pictures."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from ..training.comparison import Row
+from ..training.comparison import Trial
+from ..training.summary import Figure, Summary, segments
 from . import tables
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "density": lambda row: f"{row.density:.1%}",
-    "perplexity\npatched": lambda row: f"{row.perplexity_patched:.2f}",
-    "perplexity\nfine-tuned": lambda row: f"{row.perplexity_finetuned:.2f}",
-    "tokens/s\ntraining": lambda row: f"{row.train_tokens_per_second:,.0f}",
-    "tokens/s\neval": lambda row: f"{row.eval_tokens_per_second:,.0f}",
-    "peak\nMiB": lambda row: f"{(row.peak_memory_bytes or 0) / 2**20:,.0f}",
-}
+MEBI = 2**20
+_POINTS = 16  # of a line of losses by position
+_NONE = "-"
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    # Without lines between the columns it fits into 80 characters.
-    result = Table(
-        title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False
-    )
-    result.add_column("mask", overflow="fold")
-    for heading in COLUMNS:
-        result.add_column(heading, justify="right")
-    for row in rows:
-        result.add_row(escape(row.mask), *map(escape, _cells(row)))
-    return result
+@dataclass(frozen=True)
+class Report:
+    """What is known of some masks; the first one is what the others are compared with.
 
+    pays_from: by mask, the length from which on it is faster than dense attention; None up to ``longest``.
+    """
 
-def progress(row: Row, number: int, total: int) -> str:
-    if row.error:
-        return f"{number}/{total} {row.mask}: failed: {row.error}"
-    return (
-        f"{number}/{total} {row.mask}: perplexity {row.perplexity_patched:.2f}, after fine-tuning "
-        f"{row.perplexity_finetuned:.2f} ({row.seconds:.0f} s)"
-    )
+    title: str
+    context: int
+    summaries: Sequence[Summary]
+    pays_from: dict[str, int | None]
+    longest: int
 
+    @property
+    def parts(self) -> list[range]:
+        return segments(self.context)
 
-def write_markdown(path: Path, rows: Sequence[Row], title: str) -> None:
-    headings = ["mask", *(heading.replace("\n", ", ") for heading in COLUMNS)]
-    cells = [[f"`{row.mask}`", *_cells(row)] for row in rows]
-    tables.write_markdown(path, title, headings, "---|" + "---:|" * len(COLUMNS), cells)
+    def quality(self) -> tables.Grid:
+        """Perplexity, speed and memory."""
+        columns: dict[str, Callable[[Summary], str]] = {
+            "density": lambda mask: _number(mask.median("density"), "{:.1%}"),
+            "perplexity\npatched": lambda mask: f"{mask.trials[0].patched:.2f}",
+            "perplexity\nfine-tuned": lambda mask: _figure(mask.finetuned, "{:.2f}"),
+            "tokens/s\ntraining": lambda mask: _number(mask.median("train_tokens_per_second"), "{:,.0f}"),
+            "tokens/s\neval": lambda mask: _number(mask.median("eval_tokens_per_second"), "{:,.0f}"),
+            "peak\nMiB": lambda mask: _number(mask.median("peak_memory_bytes"), "{:,.0f}", MEBI),
+        }
+        return self._grid(columns)
 
+    def details(self) -> tables.Grid:
+        """What is lost against the first mask, the loss by position, the cache, and the length from which it pays."""
+        first = self.summaries[0]
+        columns: dict[str, Callable[[Summary], str]] = {
+            f"above\n{first.mask}": lambda mask: _NONE if mask is first else _figure(mask.excess(first), "{:+.2%}"),
+        }
+        for part in self.parts:
+            columns[f"loss at\n{part.start}-{part.stop - 1}"] = functools.partial(_loss, positions=part)
+        columns["cache\nof full"] = _share_of_the_cache
+        columns["pays\nfrom"] = self._pays_from
+        return self._grid(columns)
 
-def write_picture(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Perplexity after fine-tuning against training speed."""
+    def _pays_from(self, mask: Summary) -> str:
+        if mask.mask not in self.pays_from:
+            return _NONE
+        length = self.pays_from[mask.mask]
+        return f"> {self.longest:,}" if length is None else f"{length:,}"
 
-    def draw(axes: Any) -> None:
-        for row in rows:
-            if row.train_tokens_per_second is not None and row.perplexity_finetuned is not None:
-                axes.plot(row.train_tokens_per_second, row.perplexity_finetuned, "o", markersize=9, label=row.mask)
-        axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
-        axes.margins(0.2)
+    def _grid(self, columns: dict[str, Callable[[Summary], str]]) -> tables.Grid:
+        rows = []
+        for mask in self.summaries:
+            if mask.trials:
+                rows.append([mask.mask, *(cell(mask) for cell in columns.values())])
+            else:
+                rows.append([mask.mask, f"failed: {mask.error}", *[""] * (len(columns) - 1)])
+        return tables.Grid(("mask", *columns), rows)
+
+    def write(self, folder: Path) -> None:
+        """report.md, and the pictures speed.png, recovery.png and positions.png."""
+        tables.write_markdown(
+            folder / "report.md", self.title, self.quality().markdown(), self.details().markdown(), self.legend()
+        )
+        measured = [mask for mask in self.summaries if mask.trials]
+        tables.write_picture(folder / "speed.png", (8, 4), lambda axes: _draw_speed(axes, measured, self.title))
+        tables.write_picture(folder / "recovery.png", (8, 4), lambda axes: _draw_recovery(axes, measured, self.title))
+        tables.write_picture(folder / "positions.png", (8, 4), self._draw_positions)
+
+    def legend(self) -> str:
+        """How to read the tables."""
+        seeds = max(len(mask.trials) for mask in self.summaries)
+        spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", of one seed"
+        return (
+            f"Fine-tuned{spread}; above {self.summaries[0].mask}: perplexity, paired by seed; loss: nats a token after "
+            "fine-tuning, by the number of tokens read before; cache: bytes after a context, of a cache that forgets "
+            "nothing; pays from: tokens from which on attention, forward and backward, is faster than dense causal "
+            "attention."
+        )
+
+    def _draw_positions(self, axes: Any) -> None:
+        """How much loss a mask costs at each place of a context."""
+        first, *others = (mask for mask in self.summaries if mask.trials)
+        width = max(1, self.context // _POINTS)
+        places = [range(start, min(start + width, self.context)) for start in range(0, self.context, width)]
+        for mask in others:
+            losses = [(mask.loss(place), first.loss(place)) for place in places]
+            known = [
+                (place.start, mine - theirs)
+                for place, (mine, theirs) in zip(places, losses, strict=True)
+                if mine is not None and theirs is not None
+            ]
+            axes.plot([place for place, _ in known], [loss for _, loss in known], "-", label=mask.mask)
+        axes.set(title=self.title, xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
         axes.grid(alpha=0.3)
 
-    tables.write_picture(path, (8, 4), draw)
+
+def progress(trial: Trial, number: int, total: int) -> str:
+    head = f"{number}/{total} {trial.mask}, seed {trial.seed}"
+    if trial.error:
+        return f"{head}: failed: {trial.error}"
+    return (
+        f"{head}: perplexity {trial.patched:.2f}, after fine-tuning {trial.finetuned:.2f} ({trial.seconds or 0:.0f} s)"
+    )
 
 
-def _cells(row: Row) -> list[str]:
-    if row.error:
-        return [f"failed: {row.error}", *[""] * (len(COLUMNS) - 1)]
-    return [cell(row) for cell in COLUMNS.values()]
+def _draw_speed(axes: Any, masks: Sequence[Summary], title: str) -> None:
+    """Perplexity after fine-tuning against training speed."""
+    for mask in masks:
+        figure = mask.finetuned
+        axes.errorbar(
+            mask.median("train_tokens_per_second"), figure.mean, yerr=figure.deviation, fmt="o", markersize=9,
+            label=mask.mask,
+        )  # fmt: skip
+    axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+
+
+def _draw_recovery(axes: Any, masks: Sequence[Summary], title: str) -> None:
+    """Perplexity against steps of fine-tuning."""
+    for mask in masks:
+        points = mask.recovery
+        axes.errorbar(
+            list(points), [figure.mean for figure in points.values()],
+            yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4, label=mask.mask,
+        )  # fmt: skip
+    axes.set(title=title, xlabel="steps of fine-tuning", ylabel="perplexity")
+    axes.grid(alpha=0.3)
+
+
+def _number(value: float | None, form: str, unit: float = 1) -> str:
+    return _NONE if value is None else form.format(value / unit)
+
+
+def _figure(figure: Figure | None, form: str) -> str:
+    if figure is None:
+        return _NONE
+    spread = "" if figure.deviation is None else f" ± {form.format(figure.deviation).lstrip('+')}"
+    return form.format(figure.mean) + spread
+
+
+def _loss(mask: Summary, positions: range) -> str:
+    return _number(mask.loss(positions), "{:.3f}")
+
+
+def _share_of_the_cache(mask: Summary) -> str:
+    held, full = mask.median("cache_bytes"), mask.median("full_cache_bytes")
+    return _NONE if held is None or not full else f"{held / full:.0%}"

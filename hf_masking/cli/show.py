@@ -30,6 +30,8 @@ def show(
     mask = Mask.parse(spec)
     if mask.is_adaptive and realisation.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")
+    if realisation.model is None and realisation != RealisedOptions():
+        raise ValueError("--text, --layer and --head are for what a mask comes to in a model; name it: --model MODEL")
     if realisation.model is not None:
         _print(realised(mask, realisation, length, png, WIDEST))
         return

@@ -1,24 +1,65 @@
-"""What both reports are made of: rows of cells as Markdown, and a figure as a PNG."""
+"""What reports are made of: cells, shown in a terminal and written as Markdown, and figures as PNGs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from ..files import written_aside
 from .console import errors
 
+_WORDS = {"mask", "runs"}  # columns that are not numbers
 
-def write_markdown(
-    path: Path, title: str, headings: Sequence[str], alignment: str, rows: Iterable[Sequence[str]]
-) -> None:
-    """``alignment`` is the line below the headings, without its first bar."""
-    lines = [f"**{title}**", "", f"| {' | '.join(headings)} |", f"|{alignment}"]
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells in rows; a heading may have several lines."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def table(self, title: str | None = None) -> Table:
+        # Without lines between the columns it fits into 80 characters.
+        result = Table(
+            title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False
+        )
+        for heading in self.headings:
+            if heading in _WORDS:
+                result.add_column(heading, overflow="fold")
+            else:
+                result.add_column(escape(heading), justify="right")
+        for row in self.rows:
+            result.add_row(*map(escape, row))
+        return result
+
+    def markdown(self) -> str:
+        marks = "|".join("---" if heading in _WORDS else "---:" for heading in self.headings)
+        lines = [_line([heading.replace("\n", " ") for heading in self.headings]), f"|{marks}|"]
+        return "\n".join(lines + [_line(self._marked(row)) for row in self.rows])
+
+    def _marked(self, row: Sequence[str]) -> list[str]:
+        """With masks as code."""
+        return [
+            f"`{cell}`" if heading == "mask" and cell else cell
+            for heading, cell in zip(self.headings, row, strict=True)
+        ]
+
+
+def _line(cells: Sequence[str]) -> str:
     # In a table a bar ends the cell, inside code too.
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def write_markdown(path: Path, title: str, *parts: str) -> None:
+    """A title, then tables or paragraphs."""
     with written_aside(path) as aside:
-        aside.write_text("\n".join(lines) + "\n")
+        aside.write_text("\n\n".join([f"**{title}**", *parts]) + "\n")
     errors.print(f"wrote {path}")
 
 

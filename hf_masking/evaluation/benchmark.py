@@ -5,7 +5,6 @@ The repeats of all contenders take turns, so that a machine that is slow for a w
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -254,15 +253,3 @@ def _forward_and_backward(shape: Shape, contender: Contender) -> int:
     grad_out = torch.ones_like(output)
     output.backward(grad_out)
     return 2 * sum(tensor.nbytes for tensor in (*inputs, output))
-
-
-def pays_from(rows: Sequence[Row], mask: str) -> int | None:
-    """The least measured length from which on training under the mask is faster than dense causal attention."""
-    rival = {row.length: row.both for row in rows if row.backend == IS_CAUSAL and row.both}
-    ours = {row.length: row.both for row in rows if row.mask == mask and row.backend == "blockwise" and row.both}
-    for row in rows:
-        if row.mask == mask and row.backend == "auto" and row.both:
-            ours.setdefault(row.length, row.both)
-    shared = sorted(length for length in ours if length in rival)
-    slower = [length for length in shared if (ours[length] or math.inf) >= (rival[length] or 0.0)]
-    return next((length for length in shared if length > max(slower, default=0)), None)

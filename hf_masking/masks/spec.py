@@ -19,7 +19,7 @@ from .per_head import PerHead
 from .progression import FOREVER
 from .registry import KNOWN
 
-_TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
+_TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
 
@@ -59,7 +59,8 @@ def _tokens(spec: str) -> list[_Token]:
             continue
         match = _TOKEN.match(spec, place)
         if match is None:
-            raise MaskSyntaxError.at(f"unexpected character {spec[place]!r}", spec, place)
+            hint = "; specs are written in small letters" if spec[place].isupper() else ""
+            raise MaskSyntaxError.at(f"unexpected character {spec[place]!r}{hint}", spec, place)
         tokens.append(_Token(str(match.lastgroup), match.group(), place))
         place = match.end()
     return [*tokens, _Token("end", "", len(spec))]
@@ -169,10 +170,10 @@ class _Parser:
         if token.kind != "number":
             raise self.error(f"expected an unsigned number or a word, got {token.text or 'the end'!r}", token)
         # Digits are counted first: int() refuses texts of thousands of them with an error of its own.
-        whole = token.text.split(".")[0]
-        if len(whole) > 4000 or int(whole) > FOREVER:
+        whole = re.split("[.e]", token.text)[0]
+        if len(whole) > 4000 or float(token.text) > FOREVER:
             raise self.error(f"numbers must be at most {FOREVER}", token)
-        return float(token.text) if "." in token.text else int(token.text)
+        return int(token.text) if token.text == whole else float(token.text)
 
     def accept(self, symbol: str) -> bool:
         accepted = self.token.kind == "symbol" and self.token.text == symbol

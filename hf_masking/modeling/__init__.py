@@ -7,6 +7,7 @@ from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained, load
 from .record import layer_masks, pretrained
+from .shape import shape_of
 from .spans import prefix_cache
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "patched",
     "prefix_cache",
     "pretrained",
+    "shape_of",
     "unpatch_model",
 ]

@@ -149,11 +149,12 @@ def attend(
     _refuse_unknown(module, kwargs)
     mask = layer_mask.under(sliding_window)
     cached = _cache_layer(module)
-    features = _features(module, mask, cached, query.shape[2], key.shape[2])
-    reads = _reads(mask, features)
+    features, reads = (), mask
+    if mask.is_adaptive:
+        features, reads = _content(module, mask, cached, query.shape[2], key.shape[2])
     if cached is not None and layer_mask.backend != "flex":
         # FlexAttention runs over neighbouring keys only: there the cache keeps them all.
-        cached.bind(reads)
+        cached.bind(mask, reads)
     documents = _documents(module, attention_mask, reads, cached, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
         layer = int(getattr(module, "layer_idx", 0))
@@ -179,12 +180,18 @@ def _cache_layer(module: nn.Module) -> MaskedLayer | None:
     return None if running is None else layer_of(running.cache, module)
 
 
-def _features(
+# Compiled, it would not find what the hook of the attention module has read.
+@torch.compiler.disable
+def _content(
     module: nn.Module, mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int
-) -> tuple[Features, ...]:
-    """What the leaves of a mask that looks at the content have read of all queries and keys."""
-    if not mask.is_adaptive:
-        return ()
+) -> tuple[tuple[Features, ...], Mask]:
+    """What the leaves of a mask that looks at the content have read, and the keys that later queries may read."""
+    features = _features(mask, cached, n_queries, n_keys)
+    return features, _reads(mask, features)
+
+
+def _features(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
+    """Of all queries and keys."""
     features, running = learned.features(), batch.current()
     if n_queries == 1 and cached is not None and running is not None and not running.packed:
         features = tuple(
@@ -201,9 +208,7 @@ def _features(
 
 
 def _reads(mask: Mask, features: Sequence[Features]) -> Mask:
-    """The keys that later queries may read, as a static mask."""
-    if not mask.is_adaptive:
-        return mask
+    """As a static mask."""
     graded = mask.graded()
     if any(leaf.selects for leaf in graded.leaves):
         # Every block is scored, also where an intersection then leaves it out.

@@ -30,7 +30,8 @@ class MaskedLayer(DynamicLayer):
     """The keys and values of one layer: those in ``columns``, of the ``seen`` columns that there have been.
 
     features: what a mask that looks at the content has read of the keys ``[B, H, columns, s]``; None for nothing.
-    mask: what later queries read, as far as this layer's attention has said; until then everything is kept.
+    mask: that of the layer, which a cache keeps to; None until its attention has run.
+    reads: what later queries read under it; until that is known everything is kept.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has dropped.
     marked: cropped to fewer, it would lack tokens of a prefix or a span that the others of it have seen.
     """
@@ -46,6 +47,7 @@ class MaskedLayer(DynamicLayer):
         self._features = None
         self._summaries: BlockSummaries | None = None
         self.mask: Mask | None = None
+        self.reads: Mask | None = None
         self.seen = self.floor = self.marked = 0
         # At the last drop: a number of columns, and how many of them held real tokens, by row.
         self._real: tuple[int, Tensor] | None = None
@@ -127,9 +129,9 @@ class MaskedLayer(DynamicLayer):
     def _live(self, batch: Batch | None) -> Tensor | None:
         """The indices of the columns that some query can still read, the last `ROLLBACK` taken back; None for all."""
         first = max(0, self.seen - ROLLBACK)
-        if batch is None or batch.packed or self.mask is None or not first:
+        if batch is None or batch.packed or self.reads is None or not first:
             return None
-        indices = batch.readable(self.mask, self.columns, first)
+        indices = batch.readable(self.reads, self.columns, first)
         if len(indices) == len(self.columns):
             return None
         if first > self.floor:
@@ -158,14 +160,14 @@ class MaskedLayer(DynamicLayer):
                 "what it said; pass the mask of all tokens, the cached ones included, in every call"
             )
 
-    def bind(self, mask: Mask) -> None:
+    def bind(self, mask: Mask, reads: Mask) -> None:
         """Says what later queries read."""
-        if self.mask not in (None, mask):
+        if (self.mask, self.reads) not in ((None, None), (mask, reads)):
             raise ValueError(
-                f"this cache was filled under '{self.mask}', and the layer's mask is '{mask}' now; start with an empty "
-                "cache"
+                f"this cache was filled under '{self.mask}', and the layer's mask is '{mask}' now (or has learned "
+                "since); start with an empty cache"
             )
-        self.mask = mask
+        self.mask, self.reads = mask, reads
 
     def block_summaries(self, leaf: TopBlocks, batch: Batch) -> Tensor:
         """The summaries of the blocks of keys that are complete, ``[B, Hkv, blocks, s]``."""
@@ -180,7 +182,10 @@ class MaskedLayer(DynamicLayer):
     @property
     def held_bytes(self) -> int:
         """What the tensors take, with the room that they have for more."""
-        return sum(x.untyped_storage().nbytes() for x in self._states().values())
+        held = [*self._states().values()]
+        if self._summaries is not None and self._summaries.states is not None:
+            held.append(self._summaries.states)
+        return sum(x.untyped_storage().nbytes() for x in held)
 
     @property
     def column_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig
 
 from ..adaptive import AdaptiveMask, Features, LayerShape
 from ..masks import Mask
+
+logger = logging.getLogger("hf_masking")
 
 NAME = "hf_masking"  # the submodule of an attention module, and so a part of the names of its parameters
 
@@ -57,6 +59,9 @@ def mask_penalties() -> Iterator[list[Tensor]]:
         with mask_penalties() as penalties:
             loss = model(**batch).loss
         (loss + 0.1 * torch.stack(penalties).mean()).backward()
+
+    There are none where gradients are off, which is said in the log. Gradient checkpointing must be the one with
+    ``use_reentrant=False``: the other runs its first pass without gradients.
     """
     _reading.penalties, before = [], _reading.penalties
     try:
@@ -65,43 +70,37 @@ def mask_penalties() -> Iterator[list[Tensor]]:
         _reading.penalties = before
 
 
-def shape_of(config: PreTrainedConfig) -> LayerShape:
-    """The shape of a model's attention layers."""
-    text = config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
-    return LayerShape(int(text.hidden_size), heads, int(getattr(text, "num_key_value_heads", None) or heads))
-
-
 def attach(
-    attention: nn.Module, mask: Mask, shape: LayerShape, before: Mapping[str, nn.Module]
-) -> list[RemovableHandle]:
+    attention: nn.Module, mask: Mask, shape: LayerShape, before: Mapping[AdaptiveMask, nn.Module]
+) -> tuple[dict[AdaptiveMask, nn.Module], list[RemovableHandle]]:
     """Puts the modules of a mask into an attention module.
 
     Parameters:
-        before: modules by leaf (its spec), which are used again: what they have learned is kept.
+        before: modules by leaf, which go on where what they have learned means the same.
 
     Returns:
-        Hooks to remove with the modules.
+        The modules by leaf, and hooks to remove with them.
     """
-    leaves: list[AdaptiveMask] = list(mask.graded().leaves)
-    parameter = next(attention.parameters(), torch.empty(0))
-    modules = {leaf.name: before.get(str(leaf)) or leaf.module(shape).to(parameter.device) for leaf in leaves}
-    attention.add_module(NAME, nn.ModuleDict(modules).train(attention.training))
-    return [
+    device = next(attention.parameters(), torch.empty(0)).device
+    modules: dict[AdaptiveMask, nn.Module] = {}
+    for leaf in mask.graded().leaves:
+        modules[leaf] = leaf.module(shape).to(device)
+        if (like := next((other for other in before if leaf.continues(other)), None)) is not None:
+            # The same tensors: an optimizer may hold them.
+            for name, parameter in before[like].named_parameters(recurse=False):
+                setattr(modules[leaf], name, parameter)
+    attention.add_module(NAME, nn.ModuleDict({leaf.name: module for leaf, module in modules.items()}))
+    attention._modules[NAME].train(attention.training)  # type: ignore[union-attr]
+    hooks = [
         attention.register_forward_pre_hook(_read, with_kwargs=True),
         attention.register_forward_hook(_forget, always_call=True),
     ]
+    return modules, hooks
 
 
 def detach(attention: nn.Module) -> None:
     if NAME in attention._modules:
         delattr(attention, NAME)
-
-
-def modules_of(attention: nn.Module, mask: Mask) -> dict[str, nn.Module]:
-    """The modules of a mask in an attention module, by leaf (its spec)."""
-    inside: Any = attention._modules.get(NAME)
-    return {} if inside is None else {str(leaf): inside[leaf.name] for leaf in mask.graded().leaves}
 
 
 def parameters(model: nn.Module) -> Iterable[nn.Parameter]:
@@ -114,6 +113,7 @@ def is_learned(name: str) -> bool:
     return NAME in name.split(".")
 
 
+@torch.compiler.disable
 def _read(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Attention pre-hook: every leaf reads the hidden states (which GPT-2 passes by position)."""
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -123,13 +123,29 @@ def _read(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     with torch.autocast(hidden.device.type, enabled=False):
         for module in inside.values():
             read.append(module(hidden))
-            if torch.is_grad_enabled() and attention.training and (penalty := getattr(module, "penalty", None)):
-                # Computed also where nobody collects: checkpointing repeats a forward, and must find the same.
-                number = penalty(hidden, read[-1])
-                if _reading.penalties is not None:
-                    _reading.penalties.append(number)
+            if hasattr(module, "penalty"):
+                _collect(module, hidden, read[-1])
     _reading.features = tuple(read)
 
 
+def _collect(module: Any, hidden: Tensor, features: Features) -> None:
+    """The penalty of a module, for who asks for it."""
+    asked = _reading.penalties is not None
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+    if learns and (asked or module.training):
+        # In training also where nobody collects: checkpointing repeats a forward, and must find the same.
+        penalty = module.penalty(hidden, features)
+        if _reading.penalties is not None:
+            _reading.penalties.append(penalty)
+    elif asked:
+        reason = "its parameters are frozen" if torch.is_grad_enabled() else "gradients are off"
+        logger.warning_once(  # type: ignore[attr-defined]
+            "mask_penalties() collects nothing of a mask that learns, because %s (reentrant checkpointing turns them "
+            "off, and PEFT freezes what it does not know)",
+            reason,
+        )
+
+
+@torch.compiler.disable
 def _forget(*_: Any) -> None:
     _reading.features = ()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..adaptive import AdaptiveMask
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
 from ..masks import FOREVER, Mask
@@ -22,6 +23,7 @@ from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
+from .shape import shape_of
 from .spans import Asks
 
 logger = logging.getLogger("hf_masking")
@@ -56,22 +58,10 @@ def patch_model(
         ValueError: a wrong spec, layer or backend.
         UnsupportedModelError: the model cannot be patched or fails a check; it is left as it was.
     """
-    check_backend(backend)
-    base = pretrained(model)
-    wanted = _settings(base, mask, layers, replace_model_pattern)
-    before = find_patch(model)
-    if before is not None:
-        _undo(model)
-    try:
-        _apply(model, base, wanted, backend, before)
-        if check:
-            require_checks(model)
-    except BaseException:
-        _undo(model)
-        if before is not None:
-            _apply(model, base, before.settings, before.backend, before)
-        raise
-    _tell(wanted, settings.count_layers(base.config))
+    before, carried = find_patch(model), settings.read(pretrained(model).config)
+    wanted = _patch(model, mask, layers, backend, replace_model_pattern, check)
+    if carried is not None:
+        _tell_what_is_lost(wanted, carried, settings.count_layers(pretrained(model).config), loaded=before is not None)
     return model
 
 
@@ -93,16 +83,50 @@ def unpatch_model(model: Model) -> Model:
 
 
 @contextmanager
-def patched(model: Model, mask: Mask | str | None = None, **options: Any) -> Iterator[Model]:
+def patched(
+    model: Model,
+    mask: Mask | str | None = None,
+    *,
+    layers: Mapping[int, Mask | str] | None = None,
+    backend: str = "auto",
+    replace_model_pattern: bool = False,
+    check: bool = True,
+) -> Iterator[Model]:
     """`patch_model` for the length of a with block; afterwards the model is as it was, its earlier mask included."""
     before = find_patch(model)
-    patch_model(model, mask, **options)
+    _patch(model, mask, layers, backend, replace_model_pattern, check)
     try:
         yield model
     finally:
         _undo(model)
         if before is not None:
             _apply(model, pretrained(model), before.settings, before.backend, before)
+
+
+def _patch(
+    model: nn.Module,
+    mask: Mask | str | None,
+    layers: Mapping[int, Mask | str] | None,
+    backend: str,
+    replace_model_pattern: bool,
+    check: bool,
+) -> Settings:
+    check_backend(backend)
+    base, before = pretrained(model), find_patch(model)
+    wanted = _settings(base, mask, layers, replace_model_pattern)
+    if before is not None:
+        _undo(model)
+    try:
+        _apply(model, base, wanted, backend, before)
+        if check:
+            require_checks(model)
+    except BaseException:
+        _undo(model)
+        if before is not None:
+            _apply(model, base, before.settings, before.backend, before)
+        raise
+    _tell(wanted, settings.count_layers(base.config))
+    return wanted
 
 
 def _settings(
@@ -127,7 +151,7 @@ def _settings(
 def _apply(
     model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str, before: Patch | None = None
 ) -> None:
-    """``before``: an earlier patch; what its masks have learned is kept where the same ones are there again."""
+    """``before``: an earlier patch; what its masks have learned is kept where it means the same."""
     patch = Patch(wanted, backend, _own_configs(model), [], {})
     setattr(base, ATTRIBUTE, patch)
     base.set_attn_implementation(KEY)
@@ -168,7 +192,7 @@ def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
     return held
 
 
-def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[str, nn.Module]]) -> None:
+def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[AdaptiveMask, nn.Module]]) -> None:
     wanted = patch.settings
     for module in list(model.modules()):
         layer = getattr(module, "layer_idx", None)
@@ -177,9 +201,9 @@ def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[str, nn
         mask = wanted.mask_of(layer)
         attention.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_pattern))
         if mask.is_adaptive and _is_attention(module):
-            shape = learned.shape_of(pretrained(model).config)
-            patch.hooks += learned.attach(module, mask, shape, before.get(layer, {}))
-            patch.learned[layer] = learned.modules_of(module, mask)
+            shape = shape_of(pretrained(model).config, layer)
+            patch.learned[layer], added = learned.attach(module, mask, shape, before.get(layer, {}))
+            patch.hooks += added
     for layer in range(settings.count_layers(pretrained(model).config)):
         if wanted.mask_of(layer).is_adaptive and layer not in patch.learned:
             raise UnsupportedModelError(
@@ -219,3 +243,17 @@ def _tell(wanted: Settings, n_layers: int) -> None:
         )
     if any(mask.lookahead for mask in masks):
         logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)
+
+
+def _tell_what_is_lost(wanted: Settings, carried: Settings, n_layers: int, *, loaded: bool) -> None:
+    """Says so if a mask that has learned something is replaced by one that cannot go on with it.
+
+    Parameters:
+        loaded: what has been learned is in the model; else its config alone knows of it.
+    """
+    for new, old in zip(wanted.masks(n_layers), carried.masks(n_layers), strict=True):
+        for leaf in old.graded().leaves:
+            if leaf.learns and not (loaded and any(other.continues(leaf) for other in new.graded().leaves)):
+                how = f"'{new}' has no use for it" if loaded else "only hf_masking.from_pretrained(path) loads it"
+                logger.warning("what '%s' had learned is dropped: %s", leaf, how)
+                return

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from . import settings
-from .learned import is_learned
+from .learned import NAME, is_learned
 from .patch import patch_model, require_checks
 from .record import find_patch
 
-_FILES = "*.safetensors"
-_WHERE = ("revision", "cache_dir", "token", "local_files_only", "subfolder")  # how a checkpoint is found
+_WHERE = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "variant")  # how a checkpoint is found
 
 
 def from_pretrained(
@@ -50,6 +52,8 @@ def from_pretrained(
 
 def load(path: str | PathLike[str], *, backend: str = "auto", **kwargs: Any) -> PreTrainedModel:
     """The model of a checkpoint, under the mask that it carries and with what that has learned, or without one."""
+    if kwargs.get("output_loading_info"):
+        raise ValueError("output_loading_info=True is not supported: it would return more than a model; leave it out")
     # Loaded without the mask first, so that this is what `unpatch_model` returns to.
     model = AutoModelForCausalLM.from_pretrained(path, **{"attn_implementation": "sdpa"} | kwargs)
     saved = settings.read(model.config)
@@ -67,22 +71,65 @@ def _load_learned(model: nn.Module, path: str | PathLike[str], where: dict[str, 
     Parameters:
         where: of what `AutoModelForCausalLM.from_pretrained` was told, how to find the files.
     """
-    wanted = {name: parameter for name, parameter in model.named_parameters() if is_learned(name)}
+    wanted = {_place(name): parameter for name, parameter in model.named_parameters() if is_learned(name)}
     if not wanted:
         return
-    subfolder = where.pop("subfolder", "")
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path), allow_patterns=_FILES, **where))
     saved: dict[str, Tensor] = {}
-    for file in sorted((folder / subfolder).glob(_FILES)):
+    for file in _weight_files(str(path), where):
         with safe_open(file, framework="pt") as tensors:
-            saved |= {name: tensors.get_tensor(name) for name in tensors.keys() if is_learned(name)}  # noqa: SIM118 (a file, not a dict)
+            saved |= {_place(name): tensors.get_tensor(name) for name in tensors.keys() if is_learned(name)}  # noqa: SIM118 (a file, not a dict)
     if wanted.keys() != saved.keys():
         missing, surplus = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
         raise ValueError(
             f"{path} does not hold what its masks have learned: missing {missing or 'nothing'}, unknown "
             f"{surplus or 'nothing'}; for masks that have learned nothing yet, load with AutoModelForCausalLM and "
-            "attn_implementation='sdpa', then patch_model(model)"
+            "attn_implementation='sdpa', then patch_model(model, mask)"
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(saved[name])
+    for place, parameter in wanted.items():
+        if saved[place].shape != parameter.shape or not bool(saved[place].isfinite().all()):
+            raise ValueError(
+                f"{path} holds for {place} numbers of shape {list(saved[place].shape)}, and its mask needs finite ones "
+                f"of shape {list(parameter.shape)}; the mask in its config.json is not the one that it was saved with"
+            )
+        with torch.no_grad():
+            parameter.copy_(saved[place])
+
+
+def _place(name: str) -> str:
+    """The layer and the parameter in it: what stands before is renamed by Transformers in some models."""
+    before, _, own = name.rpartition(f".{NAME}.")
+    return f"layer {next(part for part in reversed(before.split('.')) if part.isdigit())}: {own}"
+
+
+def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
+    """The files of the checkpoint that hold what masks have learned, those that Transformers reads."""
+    variant = where.pop("variant", None)
+    if (whole := _find(path, _with_variant(SAFE_WEIGHTS_NAME, variant), where)) is not None:
+        return [whole]
+    index = _find(path, _with_variant(SAFE_WEIGHTS_INDEX_NAME, variant), where)
+    if index is None:
+        raise ValueError(
+            f"{path} holds no {_with_variant(SAFE_WEIGHTS_NAME, variant)}; what masks have learned is loaded from "
+            "safetensors only: save it with save_pretrained"
+        )
+    shards: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
+    found = {shard: _find(path, shard, where) for name, shard in sorted(shards.items()) if is_learned(name)}
+    if missing := [shard for shard, file in found.items() if file is None]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which its index names")
+    return [file for file in found.values() if file is not None]
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
+def _find(path: str, name: str, where: dict[str, Any]) -> str | None:
+    """A file of a folder or a hub repository; None if it has no such file."""
+    if Path(path).is_dir():
+        file = Path(path) / (where.get("subfolder") or "") / name
+        return str(file) if file.is_file() else None
+    try:
+        return hf_hub_download(path, name, **where)
+    except EntryNotFoundError:
+        return None

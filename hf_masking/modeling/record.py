@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..adaptive import AdaptiveMask
 from ..errors import UnsupportedModelError
 from ..masks import Mask
 from .settings import Settings, count_layers
@@ -19,14 +20,14 @@ ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 class Patch:
     """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
 
-    learned: for each layer the modules of its mask, by leaf (its spec), where that looks at the content.
+    learned: for each layer the modules of its mask, by leaf, where that looks at the content.
     """
 
     settings: Settings
     backend: str
     configs: list[tuple[nn.Module, PreTrainedConfig]]
     hooks: list[RemovableHandle]
-    learned: dict[int, dict[str, nn.Module]]
+    learned: dict[int, dict[AdaptiveMask, nn.Module]]
 
 
 def find_patch(model: nn.Module) -> Patch | None:

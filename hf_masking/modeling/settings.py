@@ -61,7 +61,10 @@ class Settings:
     def from_json(cls, data: Any, n_layers: int) -> Settings:
         if not isinstance(data, Mapping) or data.get("version") != VERSION or "mask" not in data:
             raise ValueError(f"the config's {KEY!r} entry is not one of format version {VERSION}: {data!r}")
-        layers = {int(layer): mask for layer, mask in data.get("layers", {}).items()}
+        try:
+            layers = {int(layer): mask for layer, mask in data.get("layers", {}).items()}
+        except (AttributeError, ValueError):
+            raise ValueError(f"the config's {KEY!r} entry names layers that are no numbers: {data!r}") from None
         return cls.of(data["mask"], layers, n_layers, bool(data.get("replace_model_pattern", False)))
 
 

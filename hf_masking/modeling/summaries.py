@@ -42,7 +42,7 @@ class BlockSummaries:
             first, stop = (done[row.start or 0] for done in (self.complete, complete))
             real = (positions[row.start if len(positions) > 1 else 0] >= 0).nonzero()[:, 0]
             new = real[first * self.leaf.block : stop * self.leaf.block].to(keys.device)
-            states[row, :, first:stop] = self.leaf.summaries(keys[row].index_select(2, new))
+            states[row, :, first:stop] = self.leaf.summaries(keys[row].detach().index_select(2, new))
         self.complete = [max(pair) for pair in zip(self.complete, complete, strict=True)]
         return states[:, :, : max(self.complete)]
 

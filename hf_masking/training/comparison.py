@@ -1,28 +1,33 @@
-"""One row of a comparison: what a mask does to a model, before and after fine-tuning, and what it costs."""
+"""What masks do to a model and what they cost: for each mask and seed the same batches, in a process of its own."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
-from ..evaluation import Perplexity, in_own_process, peak_memory, perplexity, realised_density
-from ..modeling import load, patch_model
+from ..evaluation import CacheSize, Perplexity, cache_size, in_own_process, peak_memory, perplexity, realised_density
+from ..modeling import evaluating, load, patch_model
 from .finetune import finetune
 from .settings import TrainingSettings
+
+Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all rows share: model, tokens, evaluation windows, batches and seeds.
+    """What all trials share: model, tokens, evaluation windows and training.
 
     tokens: a file that `torch.save` wrote, a dictionary with ``train`` and ``eval`` token ids.
+    settings: of the fine-tuning; each ``eval_every`` steps there is a point of the recovery curve.
     """
 
     model: str
@@ -36,70 +41,94 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of a mask; ``error`` says why a row has no numbers."""
+class Trial:
+    """What was measured of a mask under a seed; ``error`` says why there are no numbers.
+
+    recovery: perplexity by steps of fine-tuning; at 0 the mask has just been put into the model.
+    by_position: loss after fine-tuning in nats, for each number of tokens read before the prediction, less one.
+    cache_bytes: of a cache that has read one context; full_cache_bytes: of one that forgets nothing.
+    """
 
     mask: str
+    seed: int
     density: float | None = None
-    perplexity_patched: float | None = None
-    perplexity_finetuned: float | None = None
-    bits_per_byte_finetuned: float | None = None
+    recovery: dict[int, float] = field(default_factory=dict)
+    by_position: tuple[float | None, ...] = ()
+    bits_per_byte: float | None = None
     train_tokens_per_second: float | None = None
     eval_tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    full_cache_bytes: int | None = None
     seconds: float | None = None
     error: str | None = None
 
+    @property
+    def patched(self) -> float:
+        """Perplexity before fine-tuning."""
+        return self.recovery[0]
 
-def compare(
-    experiment: Experiment, masks: Iterable[str], on_record: Callable[[str, dict[str, Any]], None] | None = None
-) -> Iterator[Row]:
-    """A row for each mask, one after the other, each in a process of its own: its peak memory is its own.
+    @property
+    def finetuned(self) -> float:
+        """Perplexity after it."""
+        return self.recovery[max(self.recovery)]
+
+
+def compare(experiment: Experiment, trials: Iterable[tuple[str, int]], tell: Tell | None = None) -> Iterator[Trial]:
+    """Tries masks under seeds, one after the other, each in a process of its own: its peak memory is its own.
 
     Parameters:
-        on_record: called in that process with the mask and each line of its training log; must be picklable.
+        tell: called in that process with the mask and each line of its training log; must be picklable.
     """
-    for mask in masks:
+    for mask, seed in trials:
         try:
-            yield in_own_process(measure, experiment, mask, on_record)
+            yield in_own_process(measure, experiment, mask, seed, tell)
         except BrokenProcessPool:
-            yield Row(mask, error="its process was killed (most often: out of memory)")
+            yield Trial(mask, seed, error="its process was killed (most often: out of memory)")
         except Exception as error:  # whatever it is, its row says so and the others go on
-            yield Row(mask, error=next(iter(str(error).splitlines()), type(error).__name__))
+            yield Trial(mask, seed, error=next(iter(str(error).splitlines()), type(error).__name__))
 
 
-def measure(experiment: Experiment, mask: str, on_record: Callable[[str, dict[str, Any]], None] | None = None) -> Row:
+def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = None) -> Trial:
     """Patches, evaluates, fine-tunes and evaluates again."""
     started = time.perf_counter()
-    torch.manual_seed(experiment.settings.seed)
+    torch.manual_seed(seed)
     tokens = torch.load(experiment.tokens, weights_only=True)
     model = load(experiment.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     patch_model(model, mask, layers=experiment.layers)
+    settings = replace(experiment.settings, seed=seed)
+    evaluations: list[Perplexity] = []
+
+    def evaluate(model: PreTrainedModel, token_ids: Tensor) -> Perplexity:
+        evaluations.append(_evaluate(model, token_ids, experiment))
+        return evaluations[-1]
+
     # One context warms up; the timed run is the one that counts.
-    warm_up = tokens["eval"][: experiment.settings.context + 1]
-    _evaluate(model, warm_up, experiment)
+    _evaluate(model, tokens["eval"][: settings.context + 1], experiment)
     before = time.perf_counter()
-    patched = _evaluate(model, tokens["eval"], experiment)
+    patched = evaluate(model, tokens["eval"])
     eval_seconds = time.perf_counter() - before
-    tell = None if on_record is None else lambda record: on_record(mask, record)
-    trained = finetune(model, tokens["train"], warm_up, experiment.settings, on_record=tell)
-    finetuned = _evaluate(model, tokens["eval"], experiment)
-    length = experiment.settings.context
-    return Row(
+    cache = _cache_of_a_context(model, tokens["eval"][: settings.context])
+    on_record = None if tell is None else functools.partial(tell, mask)
+    trained = finetune(model, tokens["train"], tokens["eval"], settings, evaluate=evaluate, on_record=on_record)
+    return Trial(
         mask=mask,
-        density=realised_density(model, tokens["eval"], length),
-        perplexity_patched=patched.perplexity,
-        perplexity_finetuned=finetuned.perplexity,
-        bits_per_byte_finetuned=finetuned.bits_per_byte,
+        seed=seed,
+        density=realised_density(model, tokens["eval"], settings.context),
+        recovery={0: patched.perplexity} | trained.evaluations,
+        by_position=evaluations[-1].by_position,
+        bits_per_byte=evaluations[-1].bits_per_byte,
         train_tokens_per_second=trained.tokens_per_second,
         eval_tokens_per_second=patched.tokens / eval_seconds,
         peak_memory_bytes=peak_memory(model.device),
+        cache_bytes=cache.held_bytes,
+        full_cache_bytes=cache.full_bytes,
         seconds=time.perf_counter() - started,
     )
 
 
-def _evaluate(model: Any, token_ids: Tensor, experiment: Experiment) -> Perplexity:
+def _evaluate(model: PreTrainedModel, token_ids: Tensor, experiment: Experiment) -> Perplexity:
     return perplexity(
         model,
         token_ids,
@@ -109,3 +138,13 @@ def _evaluate(model: Any, token_ids: Tensor, experiment: Experiment) -> Perplexi
         batch_size=experiment.eval_batch_size,
         text_bytes=experiment.text_bytes,
     )
+
+
+@torch.no_grad()
+def _cache_of_a_context(model: PreTrainedModel, token_ids: Tensor) -> CacheSize:
+    cache = DynamicCache(config=model.config)
+    with evaluating(model):
+        # Token by token at the end, as in decoding: what a mask forgets goes when room is made for the next ones.
+        model(token_ids[None, :-1].to(model.device), past_key_values=cache, use_cache=True)
+        model(token_ids[None, -1:].to(model.device), past_key_values=cache, use_cache=True)
+    return cache_size(cache)

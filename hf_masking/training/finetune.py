@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from ..evaluation import perplexity, refuse_lookahead
+from ..evaluation import Perplexity, perplexity, refuse_lookahead
 from ..modeling import is_learned, mask_penalties
 from .data import IGNORED, Contexts
 from .run_folder import RunFolder
 from .settings import TrainingSettings
 
 Record = dict[str, Any]
+Evaluate = Callable[[PreTrainedModel, Tensor], Perplexity]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ def finetune(
     resume: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     description: Record | None = None,
+    evaluate: Evaluate | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> FinetuneResult:
     """Trains a model, patched or not, to predict the next token of a text.
@@ -62,6 +65,7 @@ def finetune(
         resume: go on from the newest checkpoint in ``output``, to the same losses as without the interruption.
         tokenizer: saved with the best model.
         description: what else makes this run itself (model, mask, text); a resumed run must have the same.
+        evaluate: how the perplexity of ``eval_ids`` is measured; by default in contexts, one behind the other.
         on_record: called on the main process with every line of the log.
 
     Raises:
@@ -84,7 +88,8 @@ def finetune(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             run.describe(full)
-    trainer = _Trainer(accelerator, model, contexts, eval_ids, settings, run, tokenizer, on_record)
+    evaluate = evaluate or functools.partial(perplexity, context=settings.context, batch_size=8)
+    trainer = _Trainer(accelerator, model, contexts, eval_ids, settings, run, tokenizer, evaluate, on_record)
     return trainer.run_to_the_end()
 
 
@@ -105,10 +110,11 @@ class _Trainer:
         settings: TrainingSettings,
         run: RunFolder | None,
         tokenizer: PreTrainedTokenizerBase | None,
+        measure: Evaluate,
         on_record: Callable[[Record], None] | None,
     ) -> None:
         self.accelerator, self.contexts, self.eval_ids, self.settings = accelerator, contexts, eval_ids, settings
-        self.run_folder, self.tokenizer, self.on_record = run, tokenizer, on_record
+        self.run_folder, self.tokenizer, self.measure, self.on_record = run, tokenizer, measure, on_record
         self.records: list[Record] = []
         set_seed(settings.seed, device_specific=True)
         self.masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
@@ -193,7 +199,7 @@ class _Trainer:
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model)
             with self.precision():
-                result = perplexity(model, self.eval_ids, context=self.settings.context, batch_size=8)
+                result = self.measure(model, self.eval_ids)
             best = min((record["perplexity"] for record in self.records if "perplexity" in record), default=math.inf)
             self.record({"step": steps, "perplexity": result.perplexity, "eval_tokens": result.tokens})
             if self.run_folder is not None and result.perplexity <= best:

@@ -13,17 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import put_in_place, remove, written_aside
+from ..files import check_parent, put_in_place, remove, written_aside
 
 
-class RunFolder:
-    """All reading and writing in the folder of a run. Only the main process writes."""
+class ClaimedFolder:
+    """A folder for one undertaking, which its run.json describes; only the same one may go on in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log_path = path / "log.jsonl"
-        self.checkpoints = path / "checkpoints"
-        self.best = path / "best"
 
     def claim(self, description: dict[str, Any], resume: bool) -> None:
         """Checks that the folder is free, or holds this very run and is to be resumed; raises ValueError if not."""
@@ -31,6 +28,7 @@ class RunFolder:
         if not description_path.exists():
             if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
                 raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
+            check_parent(self.path)
             return
         if not resume:
             raise ValueError(
@@ -49,6 +47,16 @@ class RunFolder:
     def describe(self, description: dict[str, Any]) -> None:
         with written_aside(self.path / "run.json") as aside:
             aside.write_text(json.dumps(description, indent=2) + "\n")
+
+
+class RunFolder(ClaimedFolder):
+    """All reading and writing in the folder of a run. Only the main process writes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.log_path = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
 
     def log(self, record: dict[str, Any]) -> None:
         with self.log_path.open("a") as file:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,40 @@ from ..files import written_aside
 from .finetune import finetune
 from .settings import TrainingSettings
 
-VOCABULARY = 2048
-SHAPE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.05,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-SETTINGS = TrainingSettings(
-    context=512,
-    steps=300,
-    batch_size=4,
-    learning_rate=4e-3,
-    warmup_steps=20,
-    eval_every=300,
-    checkpoint_every=100,
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a small model is made of, and how it is trained.
+
+    shape: arguments of `LlamaConfig`.
+    """
+
+    shape: Mapping[str, Any]
+    settings: TrainingSettings
+    vocabulary: int = 2048
+    train_tokens: int = 700_000
+    eval_tokens: int = 4 * 513
+
+
+SMALL = Recipe(
+    shape={
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.05,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    settings=TrainingSettings(
+        context=512,
+        steps=300,
+        batch_size=4,
+        learning_rate=4e-3,
+        warmup_steps=20,
+        eval_every=300,
+        checkpoint_every=100,
+    ),
 )
-TRAINING_TOKENS, EVAL_TOKENS = 700_000, 4 * 513
 
 
 def cache_folder() -> Path:
@@ -45,31 +61,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_masking"
 
 
-def small_model(train: Text, held_out: Text, on_record: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def small_model(
+    train: Text,
+    held_out: Text,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    recipe: Recipe = SMALL,
+) -> Path:
     """The folder of the model for this text, trained now unless that was done before.
 
     An interrupted training goes on from its last checkpoint.
     """
-    recipe = repr((SHAPE, VOCABULARY, SETTINGS, TRAINING_TOKENS, train.sha256, held_out.sha256))
-    run = cache_folder() / f"small-llama-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    made_of = repr((recipe, train.sha256, held_out.sha256))
+    run = cache_folder() / f"small-llama-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     finished = run / "finished"
     if finished.exists():
         return run / "best"
-    tokenizer = _tokenizer(train, cache_folder() / f"{run.name}-tokenizer.json")
-    torch.manual_seed(SETTINGS.seed)
+    settings = recipe.settings
+    tokenizer = _tokenizer(train, recipe.vocabulary, cache_folder() / f"{run.name}-tokenizer.json")
+    torch.manual_seed(settings.seed)
     config = LlamaConfig(
-        **SHAPE,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=4 * SETTINGS.context,
+        **recipe.shape,
+        vocab_size=recipe.vocabulary,
+        max_position_embeddings=4 * settings.context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
     finetune(
         AutoModelForCausalLM.from_config(config),
-        encode(train, tokenizer, TRAINING_TOKENS)[0],
-        encode(held_out, tokenizer, EVAL_TOKENS)[0],
-        SETTINGS,
+        encode(train, tokenizer, recipe.train_tokens)[0],
+        encode(held_out, tokenizer, recipe.eval_tokens)[0],
+        settings,
         output=run,
         resume=True,
         tokenizer=tokenizer,
@@ -79,14 +101,14 @@ def small_model(train: Text, held_out: Text, on_record: Callable[[dict[str, Any]
     return run / "best"
 
 
-def _tokenizer(text: Text, path: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(text: Text, vocabulary: int, path: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE of the text, kept in a file: a resumed training must cut the text as before."""
     if not path.exists():
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             special_tokens=["<|endoftext|>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

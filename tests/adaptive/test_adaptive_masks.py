@@ -14,7 +14,7 @@ from hf_masking.masks import FOREVER, Causal, SlidingWindow
 
 from . import oracle
 
-SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2)
+SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2, head_size=3)
 
 
 @pytest.mark.parametrize(

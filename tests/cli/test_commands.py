@@ -192,30 +192,47 @@ def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
 
 
 def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
-    output = tmp_path / "out" / "table.json"
-    code, out, err = run(
-        "compare", model_folder, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4",
-        "--mask", "window:4|sinks:1", "--context", "16", "--steps", "3", "--batch-size", "2", "--eval-tokens", "129",
+    output = tmp_path / "out" / "report"
+    arguments = [
+        "compare", model_folder, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4", "--context", "16",
+        "--steps", "4", "--eval-every", "2", "--batch-size", "2", "--eval-tokens", "129", "--longest", "256",
         "--output", output,
-    )  # fmt: skip
-    report = json.loads(output.read_text())
-    causal, lookahead, window = report["rows"]
+    ]  # fmt: skip
+    code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--seeds", "2")
+    report = json.loads((output / "report.json").read_text())
+    causal, lookahead, window = report["trials"][:3]
     assert code == 1
+    assert [trial["seed"] for trial in report["trials"]] == [0, 0, 0, 1, 1, 1]
     assert "block_causal:4 looks 3 tokens ahead" in lookahead["error"]
     assert "failed" in out
-    for row in (causal, window):
-        assert row["error"] is None
-        assert row["peak_memory_bytes"] > 50 * 2**20
-        assert row["train_tokens_per_second"] > 0
-        assert row["eval_tokens_per_second"] > 0
-        assert row["perplexity_finetuned"] < row["perplexity_patched"]
+    for trial in (causal, window):
+        assert trial["error"] is None
+        assert trial["peak_memory_bytes"] > 50 * 2**20
+        assert trial["train_tokens_per_second"] > 0
+        assert trial["eval_tokens_per_second"] > 0
+        assert list(trial["recovery"]) == ["0", "2", "4"]
+        assert trial["recovery"]["4"] < trial["recovery"]["0"]
+        assert len(trial["by_position"]) == 16
     assert causal["density"] == 1
     assert window["density"] < 0.6
-    markdown = output.with_suffix(".md").read_text()
+    assert set(report["pays_from"]) == {"causal", "block_causal:4", "window:4|sinks:1"}
+    markdown = (output / "report.md").read_text()
     assert "| `window:4\\|sinks:1` |" in markdown
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "1/3 causal: perplexity" in err
-    assert sorted(path.name for path in output.parent.iterdir()) == ["table.json", "table.md", "table.png"]
+    assert "over 2 seeds" in markdown
+    for name in ("speed", "recovery", "positions"):
+        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "1/6 causal, seed 0: perplexity" in err
+
+    # What is there is not measured again, and masks can be added.
+    code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--mask", "window:5", "--seeds", "2")
+    assert code == 2
+    assert "give --resume" in err
+    code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--mask", "window:5", "--seeds", "2", "--resume")
+    assert "4 of 8 trials are there already" in err
+    assert json.loads((output / "report.json").read_text())["trials"][0] == causal
+    code, out, err = run(*arguments, "--batch-size", "3", "--resume")
+    assert code == 2
+    assert "holds a run with options" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -258,7 +275,8 @@ def wrong(message, *arguments, code=2):
         wrong("the number of tokens must be at least 1, got 0", "eval", "MODEL", "--data", "TEXT", "--max-tokens", "0"),
         wrong("is a folder; name a file", "eval", "MODEL", "--data", "TEXT", "--output", "FOLDER"),
         wrong("is a folder; name a file", "show", "causal", "--png", "FOLDER"),
-        wrong("is a folder; name a file", "compare", "MODEL", "--output", "FOLDER"),
+        wrong("is not an empty folder and holds no run", "compare", "MODEL", "--output", "FOLDER"),
+        wrong("--seeds must be at least 1, got 0", "compare", "MODEL", "--seeds", "0"),
         wrong("text.txt is a file, not a folder", "eval", "MODEL", "--data", "TEXT", "--output", "text.txt/x.json"),
         wrong("no model can be loaded from", "eval", "DAMAGED", "--data", "TEXT"),
         wrong("the held-out text has 9 tokens", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT",
@@ -273,7 +291,7 @@ def wrong(message, *arguments, code=2):
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
         wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
         wrong("depends on the content; say in which model", "show", "relevance"),
-        wrong("--layer must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--layer", "2"),
+        wrong("--layer must be from 0 to 1, or -1 for the last, got 2", "show", "relevance", "--model", "MODEL", "--layer", "2"),
         wrong("--head must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--head", "2"),
         wrong("--mask is missing, and the model carries none; say one", "check", "MODEL"),
         wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),

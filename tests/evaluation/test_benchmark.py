@@ -11,8 +11,8 @@ from hf_masking.evaluation.benchmark import (
     contenders_for,
     measure,
     measure_memory,
-    pays_from,
 )
+from hf_masking.evaluation.break_even import pays_from
 
 SHAPE = Shape(length=300, heads=2, key_heads=1, head_size=8)
 

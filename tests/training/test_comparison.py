@@ -8,8 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_masking.evaluation import Text, in_own_process
-from hf_masking.training import TrainingSettings, small_model
-from hf_masking.training.comparison import Experiment, compare
+from hf_masking.training import TrainingSettings
+from hf_masking.training.comparison import Experiment, Trial, compare
+from hf_masking.training.comparison_folder import ComparisonFolder
+from hf_masking.training.small_model import SMALL, Recipe, small_model
+from hf_masking.training.summary import Figure, segments, summarize
 
 from ..cli.conftest import TEXT
 from ..modeling.families import build, tokens
@@ -29,18 +32,53 @@ def test_a_row_that_is_killed_says_so_and_the_next_goes_on(tmp_path, monkeypatch
     settings = TrainingSettings(context=16, steps=2, batch_size=2, eval_every=2)
     experiment = Experiment(str(tmp_path / "model"), tmp_path / "tokens.pt", settings, stride=16)
     monkeypatch.setattr("hf_masking.training.comparison.measure", die_on_window)
-    killed, wrong, fine = compare(experiment, ["window:3", "windw:3", "causal"])
+    killed, wrong, fine = compare(experiment, [("window:3", 0), ("windw:3", 0), ("causal", 1)])
     assert killed.error == "its process was killed (most often: out of memory)"
     assert wrong.error.startswith("unknown mask 'windw'")
-    assert fine == "measured causal"
+    assert fine == "measured causal, 1"
 
 
-def die_on_window(experiment, mask, on_record):
+def die_on_window(experiment, mask, seed, tell):
     from hf_masking.masks import Mask
 
     if Mask.parse(mask).name == "window":
         os._exit(9)
-    return f"measured {mask}"
+    return f"measured {mask}, {seed}"
+
+
+def trial(mask, seed, *perplexities, **measured):
+    return Trial(mask, seed, recovery=dict(enumerate(perplexities)), **measured)
+
+
+def test_seeds_are_paired():
+    trials = [trial("causal", 0, 9.0, 4.0), trial("causal", 1, 9.0, 8.0)]
+    trials += [trial("window:3", 1, 9.0, 8.8), trial("window:3", 0, 9.0, 4.2), Trial("window:3", 2, error="killed")]
+    causal, window = summarize(["causal", "window:3"], trials)
+    assert window.error == "killed"
+    assert window.finetuned.mean == pytest.approx(6.5)
+    # 10% and 5% more: that the seeds differ by a factor of 2 says nothing of the masks.
+    assert window.excess(causal).mean == pytest.approx(0.075)
+    assert window.excess(causal).deviation == pytest.approx(0.05 / 2**0.5)
+    assert window.recovery[0] == Figure(9.0, 0.0)
+    assert Figure.of([3.0]) == Figure(3.0, None)
+
+
+def test_losses_are_told_by_position():
+    assert segments(512) == [range(64), range(64, 128), range(128, 256), range(256, 384), range(384, 512)]
+    assert segments(16) == [range(2), range(2, 4), range(4, 8), range(8, 12), range(12, 16)]
+    trials = [trial("causal", seed, 9.0, by_position=(None, seed + 1.0, 3.0)) for seed in range(2)]
+    (causal,) = summarize(["causal"], trials)
+    assert causal.loss(range(2)) == 1.5
+    assert causal.loss(range(1)) is None
+
+
+def test_a_trial_is_kept_as_it_was(tmp_path):
+    folder = ComparisonFolder(tmp_path)
+    kept = trial("window:3|sinks:1", 4, 9.0, 8.0, by_position=(None, 1.0), density=0.5)
+    folder.keep(kept)
+    assert folder.find("window:3|sinks:1", 4) == kept
+    assert folder.find("window:3|sinks:1", 5) is None
+    assert folder.find("window:3", 4) is None
 
 
 class KilledError(Exception):
@@ -48,13 +86,11 @@ class KilledError(Exception):
 
 
 def test_the_small_model_is_trained_once_and_resumes(tmp_path, monkeypatch):
-    settings = dataclasses.replace(
-        small_model.SETTINGS, context=32, steps=4, batch_size=2, eval_every=2, checkpoint_every=2
+    recipe = Recipe(
+        SMALL.shape | {"hidden_size": 16, "intermediate_size": 16},
+        dataclasses.replace(SMALL.settings, context=32, steps=4, batch_size=2, eval_every=2, checkpoint_every=2),
+        vocabulary=300,
     )
-    shape = small_model.SHAPE | {"hidden_size": 16, "intermediate_size": 16}
-    monkeypatch.setattr(small_model, "SETTINGS", settings)
-    monkeypatch.setattr(small_model, "SHAPE", shape)
-    monkeypatch.setattr(small_model, "VOCABULARY", 300)
     monkeypatch.setenv("HF_MASKING_CACHE", str(tmp_path))
     train, held_out = Text("x", TEXT).split(0.3)
     steps = []
@@ -64,8 +100,8 @@ def test_the_small_model_is_trained_once_and_resumes(tmp_path, monkeypatch):
             raise KilledError
 
     with pytest.raises(KilledError):
-        small_model.small_model(train, held_out, kill)
-    folder = small_model.small_model(train, held_out, lambda record: steps.append(record["step"]))
+        small_model(train, held_out, kill, recipe)
+    folder = small_model(train, held_out, lambda record: steps.append(record["step"]), recipe)
     assert steps == [3, 4, 4]
     ids = AutoTokenizer.from_pretrained(folder)("The lazy dog")["input_ids"]
     assert AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits.shape == (1, len(ids), 300)
@@ -73,4 +109,4 @@ def test_the_small_model_is_trained_once_and_resumes(tmp_path, monkeypatch):
     def nothing(record):
         raise AssertionError("trained a second time")
 
-    assert small_model.small_model(train, held_out, nothing) == folder
+    assert small_model(train, held_out, nothing, recipe) == folder

@@ -1,0 +1,20 @@
+"""How many heads a layer has, and of which size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..adaptive import LayerShape
+
+
+def shape_of(config: PreTrainedConfig, layer: int = 0) -> LayerShape:
+    """The shape of the attention of a layer."""
+    text: Any = config.get_text_config(decoder=True)
+    # Where layers differ (Gemma 4), each has a config of its own, and the common one refuses to answer.
+    own = getattr(text, "per_layer_config", None)
+    text = text if own is None else own[layer]
+    heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
+    key_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    return LayerShape(hidden, heads, key_heads, int(getattr(text, "head_dim", None) or hidden // heads))
