@@ -82,9 +82,7 @@ def masked_attention(
             )
         backend = "blockwise" if backend == "auto" else backend
     elif features:
-        raise ValueError(
-            f"'{mask}' looks at no content and takes no features, got {len(features)}; leave features= out"
-        )
+        raise ValueError(f"'{mask}' does not look at the content and takes no features; leave features= out")
     if backend == "auto":
         backend = automatic.choose(mask, described, query, key, value, **options)
     scale = head_size**-0.5 if scale is None else scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -138,12 +139,16 @@ def _collect(module: Any, hidden: Tensor, features: Features) -> None:
         if _reading.penalties is not None:
             _reading.penalties.append(penalty)
     elif asked:
-        reason = "its parameters are frozen" if torch.is_grad_enabled() else "gradients are off"
-        logger.warning_once(  # type: ignore[attr-defined]
-            "mask_penalties() collects nothing of a mask that learns, because %s (reentrant checkpointing turns them "
-            "off, and PEFT freezes what it does not know)",
-            reason,
-        )
+        _tell_once("its parameters are frozen" if torch.is_grad_enabled() else "gradients are off")
+
+
+@functools.lru_cache
+def _tell_once(reason: str) -> None:
+    logger.warning(
+        "mask_penalties() collects nothing of a mask that learns, because %s (reentrant checkpointing turns them off, "
+        "and PEFT freezes what it does not know)",
+        reason,
+    )
 
 
 @torch.compiler.disable

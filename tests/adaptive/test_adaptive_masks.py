@@ -172,14 +172,42 @@ def test_no_tile_with_a_weight_is_left_out(queries, more, threshold, seed):
     assert not bool((weights & ~covered & (distance >= 0)).any())
 
 
-def test_a_span_is_clamped_where_it_learns():
+def test_a_span_that_went_too_far_comes_back():
     module = AdaptiveSpan(100).module(SHAPE)
     with torch.no_grad():
         module.share.copy_(torch.tensor([1.5, -0.5, 0.25, 1.0]))
-    assert module.eval()(torch.zeros(1, 1, 12)).query.flatten().tolist() == [100, 0, 25, 100]
-    assert module.share.tolist() == [1.5, -0.5, 0.25, 1.0]
-    module.train()(torch.zeros(1, 1, 12))
-    assert module.share.tolist() == [1, 0, 0.25, 1]
+    spans = module(torch.zeros(1, 1, 12)).query
+    assert spans.flatten().tolist() == [100, 0, 25, 100]
+    # A descent lowers what has a positive gradient: the first may come back, the second may not go on.
+    spans.sum().backward()
+    assert module.share.grad.tolist() == [100, 0, 100, 100]
+    module.share.grad = None
+    (-module(torch.zeros(1, 1, 12)).query.sum()).backward()
+    assert module.share.grad.tolist() == [0, -100, -100, -100]
+
+
+def test_a_dynamic_span_at_its_longest_can_get_shorter():
+    module = AdaptiveSpan(100, dynamic=True).module(SHAPE)
+    with torch.no_grad():
+        module.bias.fill_(0.01)
+    module.penalty(None, module(torch.zeros(1, 3, 12))).backward()
+    assert bool((module.bias.grad > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_chooses_what_its_numbers_say(dtype):
+    mask, draw = TopBlocks(16, 4), torch.Generator().manual_seed(0)
+    queries = (torch.randn(4, 256, 64, generator=draw) * 30).to(dtype)
+    keys = (torch.randn(256, 64, generator=draw) * 100).to(dtype)
+    chosen = mask.choose(queries, mask.summaries(keys), torch.arange(256))
+    exact = mask.choose(queries.double(), mask.summaries(keys.double()), torch.arange(256))
+    assert float((chosen.sort().values == exact.sort().values).double().mean()) > 0.999
+
+
+@pytest.mark.parametrize("threshold", [1e-13, 0.1, 1e-3, 0.123456789012345])
+def test_a_threshold_survives_its_spec(threshold):
+    assert Mask.parse(str(Relevance(16, threshold))) == Relevance(16, threshold)
+    assert Mask.parse(f"relevance:threshold={threshold!r}") == Relevance(16, threshold)
 
 
 @pytest.mark.parametrize("mask", [AdaptiveSpan(50), AdaptiveSpan(50, dynamic=True), Relevance(3)])

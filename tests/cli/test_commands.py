@@ -291,7 +291,7 @@ def wrong(message, *arguments, code=2):
         wrong("--dtype must be one of", "bench", "--dtype", "int8"),
         wrong("--device must be cpu or cuda, got 'tpu'", "bench", "--device", "tpu"),
         wrong("depends on the content; say in which model", "show", "relevance"),
-        wrong("--layer must be from 0 to 1, or -1 for the last, got 2", "show", "relevance", "--model", "MODEL", "--layer", "2"),
+        wrong("--layer must be from 0 to 1, or -1 for the last", "show", "relevance", "--model", "MODEL", "--layer", 2),
         wrong("--head must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--head", "2"),
         wrong("--mask is missing, and the model carries none; say one", "check", "MODEL"),
         wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),
