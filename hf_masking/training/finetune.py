@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
 from ..modeling import is_learned, mask_penalties
 from .data import IGNORED, Contexts
+from .lora import merged, with_adapters
 from .run_folder import RunFolder
 from .settings import TrainingSettings
 
@@ -59,6 +60,7 @@ def finetune(
     """Trains a model, patched or not, to predict the next token of a text.
 
     Parameters:
+        model: what is trained; with ``settings.lora`` adapters are put into it, and stay there.
         train_ids: ``[N]`` tokens to train on; packed into contexts, each token a label once a pass.
         eval_ids: ``[M]`` tokens whose perplexity is measured.
         output: folder for the log, the checkpoints and the best model; nothing is written without one.
@@ -120,9 +122,10 @@ class _Trainer:
         self.masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
         if settings.gradient_checkpointing:
             _enable_checkpointing(model)
-        optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.95))
+        trained = model if settings.lora is None else with_adapters(model, settings.lora, settings.lora_alpha)
+        optimizer = torch.optim.AdamW(_groups(trained, settings), lr=settings.learning_rate, betas=(0.9, 0.95))
         self.schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
 
     def run_to_the_end(self) -> FinetuneResult:
@@ -207,7 +210,7 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def save_model(self, folder: Path) -> None:
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        merged(self.accelerator.unwrap_model(self.model)).save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -23,6 +23,10 @@ class TrainingSettings:
     weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
     mask_learning_rate: float = _option(1e-2, "highest learning rate of what masks learn (spans, relevance)")
     mask_penalty: float = _option(0.1, "weight in the loss of the share that such masks let through, 0 to 1")
+    lora: int | None = _option(None, "train low-rank adapters of this rank (PEFT) in place of the weights")
+    lora_alpha: float | None = _option(
+        None, "what adapters add is scaled by this over their rank; by default twice the rank"
+    )
     max_gradient_norm: float = _option(1.0, "gradients are clipped to this norm")
     gradient_checkpointing: bool = _option(False, "recompute activations in the backward pass, to save memory")
     bf16: bool = _option(False, "compute in bfloat16, keep the weights in float32")
@@ -36,8 +40,11 @@ class TrainingSettings:
         for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
+        for name in ("micro_batch_size", "lora"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lora is None and self.lora_alpha is not None:
+            raise ValueError(f"lora_alpha goes with lora, got {self.lora_alpha} without it")
         for name in ("learning_rate", "mask_learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from collections import Counter
 
 import pytest
@@ -170,6 +171,8 @@ def test_a_cut_line_in_the_log_is_forgotten(tmp_path):
         ({"context": 0}, "context must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        ({"lora": 0}, "lora must be at least 1, got 0"),
+        ({"lora_alpha": 8.0}, "lora_alpha goes with lora, got 8.0 without it"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
         ({"warmup_steps": -1}, "may not be negative"),
         ({"context": 700}, "the text to train on has 700 tokens, and one context of 700 needs 701"),
@@ -249,3 +252,34 @@ def test_a_run_under_a_mask_that_learns_resumes(tmp_path):
     best = from_pretrained(tmp_path / "whole" / "best", check=False)
     for mine, theirs in zip(loaded.parameters(), best.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft, on what it asks the hub for
+def test_adapters_are_trained_and_merged(tmp_path):
+    settings = dataclasses.replace(SETTINGS, lora=2, gradient_checkpointing=True)
+    before = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    trained = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    result = finetune(trained, TRAIN, EVAL, settings, output=tmp_path / "run")
+    _, best = result.best
+    loaded = from_pretrained(tmp_path / "run" / "best")
+    assert perplexity(loaded, EVAL, context=16).perplexity == pytest.approx(best, rel=1e-5)
+    ranks = {}
+    for name, parameter in before.named_parameters():
+        difference = loaded.get_parameter(name) - parameter
+        ranks[name] = int(torch.linalg.matrix_rank(difference, atol=1e-6)) if difference.ndim == 2 else difference.any()
+    assert {int(rank) for name, rank in ranks.items() if "proj" in name} == {2}
+    assert all(rank for name, rank in ranks.items() if "hf_masking" in name)
+    assert not any(rank for name, rank in ranks.items() if "proj" not in name and "hf_masking" not in name)
+    # A run with adapters resumes like any other.
+    killed = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    with pytest.raises(KilledError):
+        finetune(killed, TRAIN, EVAL, settings, output=tmp_path / "two", on_record=kill_after(5))
+    resumed = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    again = finetune(resumed, TRAIN, EVAL, settings, output=tmp_path / "two", resume=True)
+    assert again.losses == result.losses
+
+
+def test_adapters_need_peft(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install 'hf-masking\[lora\]'"):
+        finetune(model(), TRAIN, EVAL, dataclasses.replace(SETTINGS, lora=2))
