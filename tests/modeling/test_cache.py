@@ -164,7 +164,7 @@ class Run:
         module = torch.nn.Identity()
         batch.push(module, stacked)
         keys, values = self.layer.update(states, -states)
-        self.layer.bind(self.mask)
+        self.layer.bind(self.mask, reads=self.mask)
         batch.pop(module)
         assert torch.equal(keys, -values) and keys.data_ptr() != values.data_ptr()
         self.check(keys, stacked)
