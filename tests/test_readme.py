@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,50 +12,27 @@ import pytest
 from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS
 
-from .cli.conftest import model_folder, run, text_file
+from .snippets import blocks, commands, model_folder, run, run_small, text_file, workplace
 
-__all__ = ["model_folder", "run", "text_file"]
+__all__ = ["model_folder", "run", "text_file", "workplace"]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch, model_folder, text_file):
-    """A folder with the model and the text that the snippets name."""
-    shutil.copytree(model_folder, tmp_path / "my-model")
-    text_file.rename(tmp_path / "book.txt")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_python(workplace):
-    assert blocks("python")
     namespace = {}
-    for block in blocks("python"):
+    assert blocks(README, "python")
+    for _, block in blocks(README, "python"):
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-def commands():
-    """The command lines for hf-masking; `make` and `git` are what runs this very test."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("hf-masking ")]
+SHELL = [command for _, block in blocks(README, "bash") for command in commands(block)]
 
 
-# `compare` without a model trains one for minutes: `make demo` is its test.
-@pytest.mark.parametrize("command", [command for command in commands() if command != "hf-masking compare"])
+@pytest.mark.parametrize("command", SHELL)
 def test_shell(command, run, workplace):
-    words = shlex.split(command, comments=True)[1:]
-    # The sizes of a real run are cut to those of a test.
-    small = {"eval": ["--context", "32"], "finetune": ["--context", "16", "--steps", "3"]}
-    small |= {"check": ["--length", "9"], "generate": [], "show": []}
-    small["compare"] = ["--context", "16", "--steps", "3", "--eval-tokens", "65"]
-    code, _, err = run(*words, *small.get(words[0], []))
-    assert code == 0, err
+    run_small(run, command)
 
 
 def test_the_catalogue_is_whole():

@@ -1,0 +1,119 @@
+"""How an experiment is kept and judged: its rows as JSON, a picture, what was expected beside what came out.
+
+python scripts/experiments/lab.py    # writes the tables of docs/experiments.md anew, from the JSON
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_masking.cli.console import describe_machine, quiet, write_json
+from hf_masking.cli.tables import Grid, write_picture
+from hf_masking.files import written_aside
+
+Row = dict[str, Any]
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was expected before the run, in words, and whether the figures say so."""
+
+    expected: str
+    measured: str
+    holds: bool
+
+
+def run(
+    script: str,
+    measure: Callable[[], Iterable[Row]],
+    judge: Callable[[list[Row]], list[Claim]],
+    draw: Callable[[Any, list[Row]], None],
+) -> None:
+    """Measures, judges, draws, and keeps all that in docs/experiments; ``--judge`` leaves the measuring out.
+
+    Parameters:
+        script: the experiment's ``__file__``; the JSON and the picture have its name.
+        measure: gives the rows of the table, which all have the same keys.
+    """
+    quiet()
+    name = Path(script).stem
+    path = DOCS / "experiments" / f"{name}.json"
+    if "--judge" in sys.argv:
+        kept = json.loads(path.read_text())
+    else:
+        started, rows = time.perf_counter(), []
+        for row in measure():
+            rows.append(row)
+            print({key: _cell(value) for key, value in row.items()}, flush=True)
+        kept = {
+            "command": f"python scripts/experiments/{name}.py",
+            "machine": describe_machine(),
+            "seconds": time.perf_counter() - started,
+            "rows": rows,
+        }
+    claims = judge(kept["rows"])
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, kept | {"claims": [asdict(claim) for claim in claims]})
+    write_picture(path.with_suffix(".png"), (8, 4), lambda axes: draw(axes, kept["rows"]))
+    for claim in claims:
+        print(_sentence(asdict(claim)))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def gains(rows: list[Row], better: str, worse: str, figure: str) -> tuple[float, float]:
+    """By how many per cent a mask's figure lies under another's: the mean over paired seeds, and its standard error."""
+    by_seed = {mask: {row["seed"]: row[figure] for row in rows if row["mask"] == mask} for mask in (better, worse)}
+    each = [100 * (1 - by_seed[better][seed] / value) for seed, value in by_seed[worse].items()]
+    return statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5
+
+
+def section(path: Path) -> str:
+    """What docs/experiments.md says of a run: its verdicts, its table, its command."""
+    kept = json.loads(path.read_text())
+    table = Grid(list(kept["rows"][0]), [[_cell(value) for value in row.values()] for row in kept["rows"]])
+    minutes = kept["seconds"] / 60
+    verdicts = "\n".join(f"* {_sentence(claim)}" for claim in kept["claims"])
+    picture = f"![{path.stem}]({path.parent.name}/{path.stem}.png)"
+    return f"{verdicts}\n\n{table.markdown()}\n\n`{kept['command']}`, {minutes:.0f} minutes.\n\n{picture}"
+
+
+def tables(page: str) -> str:
+    """The page with each section between its marks as the JSON has it."""
+    for path in sorted((DOCS / "experiments").glob("*.json")):
+        mark = path.stem
+        before, after = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        text = f"{before}{section(path)}\n{after}".replace("\\", r"\\")
+        page = re.sub(f"{before}.*?{after}", text, page, flags=re.DOTALL)
+    return page
+
+
+def _sentence(claim: Row) -> str:
+    return (
+        f"Expected: {claim['expected']}. Measured: {claim['measured']}. **{'Holds' if claim['holds'] else 'Fails'}.**"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    PAGE = DOCS / "experiments.md"
+    new = tables(PAGE.read_text())
+    with written_aside(PAGE) as aside:
+        aside.write_text(new)

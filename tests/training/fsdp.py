@@ -1,0 +1,105 @@
+"""One of the processes of `test_fsdp.py`: fine-tuning on accelerate's engine FSDP2, on CPUs over gloo.
+
+accelerate gives this engine to accelerators only, so its state is told; what then runs is all accelerate's.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
+from transformers.utils.logging import disable_progress_bar
+
+from hf_masking import patch_model
+from hf_masking.training import TrainingSettings, finetune
+from hf_masking.training.journal import Journal
+
+from ..modeling.families import build, tokens
+
+TRAIN, EVAL = tokens(1, 400, seed=1)[0], tokens(1, 100, seed=2)[0]
+SETTINGS = TrainingSettings(
+    context=16, steps=4, batch_size=8, micro_batch_size=2, learning_rate=3e-3, warmup_steps=1, eval_every=2,
+    checkpoint_every=2, max_gradient_norm=0.5,
+)  # fmt: skip
+ADAPTIVE = "span:max=16,ramp=4|sinks:1"
+# family, mask, changes of the settings, whether only the main process is taken to have the weights
+CASES = {
+    "window": ("gpt2", "window:4|sinks:1", {}, True),
+    "adaptive": (
+        "llama", ADAPTIVE, {"mask_learning_rate": 0.1, "mask_penalty": 1.0, "gradient_checkpointing": True}, False
+    ),
+    "lora": ("llama", ADAPTIVE, {"lora": 2}, True),
+}  # fmt: skip
+
+
+class KilledError(Exception):
+    pass
+
+
+def run(case, folder, seed=0, **more):
+    family, mask, changes, _ = CASES[case]
+    model = patch_model(build(family, seed=seed), mask, check=False)
+    result = finetune(model, TRAIN, EVAL, dataclasses.replace(SETTINGS, **changes), output=folder, **more)
+    return model, result
+
+
+@contextlib.contextmanager
+def killed_after(steps):
+    """Kills every process at once, as a scheduler does."""
+    add = Journal.add
+
+    def adds_and_dies(journal, record):
+        add(journal, record)
+        if record["step"] == steps and "loss" in record:
+            raise KilledError
+
+    Journal.add = adds_and_dies
+    try:
+        yield
+    except KilledError:
+        pass
+    finally:
+        Journal.add = add
+
+
+def run_on_fsdp(case, folder, **more):
+    os.environ |= {  # as `accelerate launch` does
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(CASES[case][-1]).lower(),
+    }
+    state = Accelerator(cpu=True).state
+    # Both: a new state takes over what PartialState holds.
+    PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+    # A new one each time: it keeps the layer class of the first model that it has seen.
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    # Weights of its own in each process, as from an initialisation without a seed; those of the main one count.
+    return run(case, folder, seed=state.process_index, **more)
+
+
+def main(folder):
+    found = {}
+    for case in CASES:
+        model, result = run_on_fsdp(case, folder / case)
+        layers = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+        with killed_after(3):
+            run_on_fsdp(case, folder / f"{case}-killed")
+        _, again = run_on_fsdp(case, folder / f"{case}-killed", resume=True)
+        found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses, "layers": layers}
+    if PartialState().is_main_process:
+        (folder / "found.json").write_text(json.dumps(found))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", module="peft|transformers")  # PEFT asks by an old name, and the hub
+    disable_progress_bar()
+    main(Path(sys.argv[1]))
