@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .finetune import finetune
 from .settings import TrainingSettings
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """What a small model is made of, and how it is trained.
 
@@ -71,8 +71,7 @@ def small_model(
 
     An interrupted training goes on from its last checkpoint.
     """
-    made_of = repr((recipe, train.sha256, held_out.sha256))
-    run = cache_folder() / f"small-llama-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    run = cache_folder() / f"small-llama-{_fingerprint(recipe, train, held_out)}"
     finished = run / "finished"
     if finished.exists():
         return run / "best"
@@ -99,6 +98,17 @@ def small_model(
     )
     finished.touch()
     return run / "best"
+
+
+def _fingerprint(recipe: Recipe, train: Text, held_out: Text) -> str:
+    """Of what makes the model: an option that came later, and is left at its default, does not."""
+    settings = {
+        option.name: value
+        for option in dataclasses.fields(recipe.settings)
+        if (value := getattr(recipe.settings, option.name)) != option.default
+    }
+    made_of = dataclasses.asdict(recipe) | {"settings": settings, "texts": (train.sha256, held_out.sha256)}
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
 
 
 def _tokenizer(text: Text, vocabulary: int, path: Path) -> PreTrainedTokenizerFast:
