@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.density import MOST_TOKENS
 from ..training.comparison import Trial
 from ..training.summary import Figure, Summary, segments
 from . import tables
@@ -87,11 +88,12 @@ class Report:
         """How to read the tables."""
         seeds = max(len(mask.trials) for mask in self.summaries)
         spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", of one seed"
+        shortened = f"; density: of masks that look at the content, of {MOST_TOKENS:,} tokens"
         return (
-            f"Fine-tuned{spread}; above {self.summaries[0].mask}: perplexity, paired by seed; loss: nats a token after "
-            "fine-tuning, by the number of tokens read before; cache: bytes after a context, of a cache that forgets "
-            "nothing; pays from: tokens from which on attention, forward and backward, is faster than dense causal "
-            "attention."
+            f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {self.summaries[0].mask}: "
+            "perplexity, paired by seed; loss: nats a token after fine-tuning, by the number of tokens read before; "
+            "cache: bytes after a context, of a cache that forgets nothing; pays from: tokens from which on attention, "
+            "forward and backward, is faster than dense causal attention."
         )
 
     def _draw_positions(self, axes: Any) -> None:

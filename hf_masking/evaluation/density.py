@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..masks.picture import density
 from ..modeling import effective_mask, evaluating, layer_masks
 
-_MOST_TOKENS = 1024  # all pairs of these are looked at
+MOST_TOKENS = 1024  # all pairs of these are looked at
 
 
 def realised_density(model: nn.Module, token_ids: Tensor, length: int) -> float:
@@ -21,7 +21,7 @@ def realised_density(model: nn.Module, token_ids: Tensor, length: int) -> float:
     masks = layer_masks(model)
     if not any(mask.is_adaptive for mask in masks):
         return sum(density(mask.bind(()), length) for mask in masks) / len(masks)
-    length = min(length, _MOST_TOKENS, len(token_ids))
+    length = min(length, MOST_TOKENS, len(token_ids))
     tokens = token_ids[None, :length].to(next(model.parameters()).device)
     with evaluating(model):
         seen = effective_mask(model, input_ids=tokens, use_cache=False)
