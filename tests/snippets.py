@@ -37,7 +37,7 @@ def workplace(tmp_path, monkeypatch, model_folder, text_file):
     return tmp_path
 
 
-def run_small(run, command):
+def run_small(run, command, sizes=SMALL):
     words = shlex.split(command, comments=True)[1:]
-    code, _, err = run(*words, *SMALL.get(words[0], []))
+    code, _, err = run(*words, *sizes.get(words[0], []))
     assert code == 0, f"{command}\n{err}"

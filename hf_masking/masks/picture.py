@@ -87,4 +87,6 @@ def _count(piece: Intervals, q: Tensor) -> int:
 
 def keys_kept(mask: Mask, length: int) -> int:
     """How many of the first ``length`` keys some query at position ``length`` or later may still read."""
+    if any(leaf.selects for leaf in mask.graded().leaves):
+        return length  # every block is scored, also where an intersection then leaves it out
     return int((mask.last_reader(torch.arange(length)) >= length).sum())

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,13 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..adaptive import AdaptiveMask
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
-from ..masks import FOREVER, Mask
+from ..masks import FOREVER, Causal, Mask
 from . import attention, hooks, learned, settings
 from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
-from .shape import shape_of
+from .shape import own_window, shape_of
 from .spans import Asks
 
 logger = logging.getLogger("hf_masking")
@@ -125,7 +125,7 @@ def _patch(
         if before is not None:
             _apply(model, base, before.settings, before.backend, before)
         raise
-    _tell(wanted, settings.count_layers(base.config))
+    _tell(wanted, base.config)
     return wanted
 
 
@@ -230,8 +230,8 @@ def require_checks(model: nn.Module) -> None:
         )
 
 
-def _tell(wanted: Settings, n_layers: int) -> None:
-    masks = [mask.bind(()) for mask in wanted.masks(n_layers)]
+def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
+    masks = [mask.bind(()) for mask in wanted.masks(settings.count_layers(config))]
     if all(int(mask.last_reader(torch.tensor(0))) < FOREVER for mask in masks):
         last = max(int(mask.last_reader(torch.tensor(0))) for mask in masks)
         logger.warning(
@@ -243,6 +243,22 @@ def _tell(wanted: Settings, n_layers: int) -> None:
         )
     if any(mask.lookahead for mask in masks):
         logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)
+    if not wanted.replace_model_pattern:
+        _tell_what_is_cut(wanted, masks, config)
+
+
+def _tell_what_is_cut(wanted: Settings, masks: Sequence[Mask], config: PreTrainedConfig) -> None:
+    """Says so where a mask reaches further than the window that it is intersected with."""
+    for layer, mask in enumerate(masks):
+        window = own_window(config, layer)
+        if window and mask != Causal() and int(mask.last_reader(torch.tensor(0))) >= window:
+            logger.warning(
+                "mask %s: layers with a window of the model's own see no further than its %d tokens, sinks included; "
+                "replace_model_pattern=True sets it aside",
+                wanted.mask_of(layer),
+                window,
+            )
+            return
 
 
 def _tell_what_is_lost(wanted: Settings, carried: Settings, n_layers: int, *, loaded: bool) -> None:

@@ -18,3 +18,11 @@ def shape_of(config: PreTrainedConfig, layer: int = 0) -> LayerShape:
     heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
     key_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     return LayerShape(hidden, heads, key_heads, int(getattr(text, "head_dim", None) or hidden // heads))
+
+
+def own_window(config: PreTrainedConfig, layer: int) -> int | None:
+    """The width of the window that the model itself gives a layer, if it does; the query counts."""
+    text = config.get_text_config(decoder=True)
+    window: int | None = getattr(text, "sliding_window", None)
+    types = getattr(text, "layer_types", None)
+    return window if types is None or types[layer] == "sliding_attention" else None

@@ -240,6 +240,21 @@ def test_losing_the_first_token_is_said(caplog):
         assert "looks ahead" in caplog.text
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_mask_that_the_models_own_window_cuts_is_said(caplog, family):
+    said = "the model's own see no further than its"
+    with caplog.at_level(logging.WARNING, "hf_masking"):
+        patch_model(build(family), "window:3|sinks:2", check=False)
+        assert said in caplog.text
+        caplog.clear()
+        for mask in ("causal", "window:2", "block_local:2"):
+            patch_model(build(family), mask, check=False)
+        patch_model(build(family), "window:3|sinks:2", check=False, replace_model_pattern=True)
+        patch_model(build(family), "window:2", layers={0 if family == "mistral" else 1: "causal"}, check=False)
+        patch_model(build("llama"), "window:3|sinks:2", check=False)
+        assert said not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
