@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from accelerate import PartialState
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ..evaluation import encode, load_text
+from ..evaluation import Text, encode, load_stream, load_text
 from ..modeling import layer_masks, patch_model
-from ..training import TrainingSettings, on_cpu
+from ..training import TokenStream, TrainingSettings, on_cpu
 from ..training import finetune as train
 from .console import errors, load_model, load_tokenizer, progress_bar
 from .options import CARRIED, DataOptions, MaskOptions
@@ -27,12 +30,38 @@ class HeldOutOptions:
     eval_tokens: int = dataclasses.field(default=16_384, metadata={"help": "evaluate on that many tokens of it"})
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """Whether the text is read while it is used."""
+
+    stream: bool = dataclasses.field(
+        default=False, metadata={"flags": ("--stream",), "help": "read --data while training; needs --eval-data"}
+    )
+    shuffle_buffer: int = dataclasses.field(
+        default=256, metadata={"help": "with --stream: contexts among which the next one is drawn; 1 keeps the order"}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WritingOptions:
+    """What is written where, besides the run's own folder."""
+
+    tracker: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "one of accelerate's trackers, e.g. tensorboard or wandb; repeatable"}
+    )
+    max_shard_size: str | None = dataclasses.field(
+        default=None, metadata={"help": "save the best model in files of at most this size, e.g. 2GB"}
+    )
+
+
 def finetune(
     model: Annotated[str, typer.Argument(help="a hub id or a folder")],
     output: Annotated[Path, typer.Option(help="folder for the log, the checkpoints and the best model")],
     masks: MaskOptions,
     data: DataOptions,
+    streaming: StreamOptions,
     held_out: HeldOutOptions,
+    writing: WritingOptions,
     settings: TrainingSettings,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
 ) -> None:
@@ -42,30 +71,33 @@ def finetune(
     layers = masks.layers()
     processes = PartialState(cpu=on_cpu())
     settings.check(processes.num_processes)
-    text = data.load()
-    train_text, eval_text = text.split(0.1) if held_out.eval_data is None else (text, load_text(held_out.eval_data))
-    tokenizer, loaded = load_tokenizer(model), load_model(model)
+    tokenizer = load_tokenizer(model)
+    train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
+    loaded = load_model(model)
     # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
     mask = masks.mask[0] if masks.mask else CARRIED if layer_masks(loaded) else "causal"
-    patch_model(loaded, None if mask == CARRIED else mask, layers=layers)
+    # Once is enough, and under FSDP only the main process may have weights yet.
+    patch_model(loaded, None if mask == CARRIED else mask, layers=layers, check=processes.is_main_process)
     description = {
         "model": model,
         "mask": mask,
         "layers": {str(layer): spec for layer, spec in layers.items()},
-        "train_sha256": train_text.sha256,
+        **texts,
         "eval_sha256": eval_text.sha256,
         "eval_tokens": held_out.eval_tokens,
     }
     with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=processes.is_main_process) as bar:
         result = train(
             loaded,
-            encode(train_text, tokenizer)[0],
+            train_ids,
             encode(eval_text, tokenizer, held_out.eval_tokens)[0],
             settings,
             output=output,
             resume=resume,
             tokenizer=tokenizer,
             description=description,
+            trackers=writing.tracker,
+            max_shard_size=writing.max_shard_size,
             on_record=lambda record: bar.update(bar.task_ids[0], completed=record["step"]),
         )
     if processes.is_main_process:
@@ -76,3 +108,19 @@ def finetune(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _texts(
+    data: DataOptions, streaming: StreamOptions, held_out: HeldOutOptions, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor | TokenStream, Text, dict[str, Any]]:
+    """What is trained on, the text that is evaluated on, and what of the first a resumed run must have too."""
+    if not streaming.stream:
+        text = data.load()
+        train, held = text.split(0.1) if held_out.eval_data is None else (text, load_text(held_out.eval_data))
+        return encode(train, tokenizer)[0], held, {"train_sha256": train.sha256}
+    if held_out.eval_data is None:
+        raise ValueError("a stream has no last tenth to hold out; name a text to evaluate on with --eval-data")
+    stream = load_stream(data.data, split=data.split, column=data.column)
+    documents = functools.partial(stream.tokens, tokenizer)
+    described = {"stream": data.data, "split": data.split, "column": data.column, **dataclasses.asdict(streaming)}
+    return TokenStream(documents, streaming.shuffle_buffer), load_text(held_out.eval_data), described

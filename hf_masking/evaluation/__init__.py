@@ -6,17 +6,19 @@ from .generation import check_generation
 from .memory import peak_memory
 from .perplexity import Perplexity, perplexity, refuse_lookahead
 from .process import in_own_process
-from .text import STDLIB, Text, encode, load_text
+from .text import STDLIB, Text, TextStream, encode, load_stream, load_text
 
 __all__ = [
     "STDLIB",
     "CacheSize",
     "Perplexity",
     "Text",
+    "TextStream",
     "cache_size",
     "check_generation",
     "encode",
     "in_own_process",
+    "load_stream",
     "load_text",
     "peak_memory",
     "perplexity",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,45 @@ class Text:
         return Text(self.source, self.content[:place]), Text(self.source, self.content[place:])
 
 
+@dataclass(frozen=True)
+class TextStream:
+    """A text that is read while it is used: the rows of a data set, one below the other.
+
+    rows: an ``IterableDataset`` of `datasets`.
+    """
+
+    source: str
+    rows: Any
+    column: str
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, skip: int) -> Iterator[list[int]]:
+        """The token ids of each row and the end of its line, without the first ``skip`` rows, which are not encoded."""
+        for batch in self.rows.skip(skip).iter(batch_size=256):
+            if self.column not in batch:
+                raise ValueError(f"{self.source} has no column {self.column!r}; its columns are {', '.join(batch)}")
+            yield from tokenizer([f"{text}\n" for text in batch[self.column]], add_special_tokens=False)["input_ids"]
+
+
+def load_stream(source: str, *, split: str = "test", column: str = "text") -> TextStream:
+    """What `load_text` loads, as a stream: rows of a data set of the hub, or lines of files.
+
+    Raises:
+        ValueError: there is no such source, it cannot be reached, or it is in memory anyway.
+    """
+    import datasets
+
+    if source == STDLIB:
+        raise ValueError(f"{STDLIB} is read as a whole; leave --stream out, or name a file, a folder or a hub data set")
+    path = Path(source).expanduser()
+    if path.exists():
+        files = [str(file) for file in (_files(path) if path.is_dir() else [path])]
+        return TextStream(
+            source, datasets.load_dataset("text", data_files=files, split="train", streaming=True), "text"
+        )
+    _refuse_missing(source)
+    return TextStream(source, _hub(source, split, streaming=True), column)
+
+
 def load_text(source: str, *, split: str = "test", column: str = "text") -> Text:
     """The text of a source.
 
@@ -55,9 +95,11 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
         return Text(source, _folder(path))
     if path.is_file():
         return Text(source, _read(path))
-    if path.suffix in _SUFFIXES or source.startswith((".", "/", "~")):
-        raise ValueError(f"no such file or folder: {source}; give a text file, a folder, a hub data set or 'stdlib'")
-    return Text(source, _hub(source, split, column))
+    _refuse_missing(source)
+    rows = _hub(source, split)
+    if column not in rows.column_names:
+        raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(rows.column_names)}")
+    return Text(source, "\n".join(rows[column]))
 
 
 def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> tuple[Tensor, int | None]:
@@ -91,6 +133,11 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
     return tokenizer(content, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
 
 
+def _refuse_missing(source: str) -> None:
+    if Path(source).suffix in _SUFFIXES or source.startswith((".", "/", "~")):
+        raise ValueError(f"no such file or folder: {source}; give a text file, a folder, a hub data set or 'stdlib'")
+
+
 def _read(path: Path) -> str:
     try:
         content = path.read_text(encoding="utf-8")
@@ -102,10 +149,14 @@ def _read(path: Path) -> str:
 
 
 def _folder(path: Path) -> str:
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"no text files in {path}; expected files that end in {', '.join(sorted(_SUFFIXES))}")
-    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return files
 
 
 def _standard_library() -> str:
@@ -118,18 +169,15 @@ def _standard_library() -> str:
     return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
-def _hub(source: str, split: str, column: str) -> str:
+def _hub(source: str, split: str, **how: Any) -> Any:
     import datasets
 
     name, _, config = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, config or None, split=split)
+        return datasets.load_dataset(name, config or None, split=split, **how)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{source!r} is no file or folder here, and cannot be loaded from the hub ({reason}); "
             "name a text file, a folder, or 'stdlib', which needs no network"
         ) from None
-    if column not in rows.column_names:
-        raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(rows.column_names)}")
-    return "\n".join(rows[column])

@@ -245,10 +245,9 @@ def _documents(
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
     if unknown:
-        hint = "; pass document_ids= for packed documents" if unknown[0].startswith("cu_seq_lens") else ""
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which hf_masking does not know "
-            f"and will not ignore{hint}"
+            "and will not ignore"
         )
 
 

@@ -14,7 +14,9 @@ from .batch import Batch
 from .handle import is_handle
 from .spans import Asks, check_ids, read_spans, refuse_spans
 
-OWN = ("document_ids", "prefix_lengths", "span_ids")  # arguments that the model itself does not know
+# Where FlashAttention is told the documents of a flattened batch; collators for it pass all of them.
+_FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that are for nobody behind the hook
 _PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
 
 
@@ -42,6 +44,7 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks) -> Batch
         )
     if ids is None:
         ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new)
+    ids = _with_flattened(ids, arguments, rows, seen, new)
     packed = ids is not None
     if ids is None:
         ids = None if real is None else ids_from_padding(real)
@@ -104,6 +107,28 @@ def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: i
         return None
     check_ids("document_ids", document_ids, rows, seen + new)
     return renumbered(document_ids).expand(rows, -1)
+
+
+def _with_flattened(ids: Tensor | None, arguments: Mapping[str, Any], rows: int, seen: int, new: int) -> Tensor | None:
+    """The documents of a flattened batch, which must be those that are known already, if they are."""
+    given = [name for name in _FLATTENED if arguments.get(name) is not None]
+    if not given:
+        return ids
+    starts, of_keys = arguments.get("cu_seq_lens_q"), arguments.get("cu_seq_lens_k")
+    whole = rows == 1 and not seen and (of_keys is None or (starts is not None and torch.equal(starts, of_keys)))
+    if not whole or starts is None or starts[0] != 0 or starts[-1] != new:
+        raise ValueError(
+            f"{', '.join(given)} must say where the documents of one row of {new} tokens begin, and where it ends "
+            f"(cu_seq_lens_q = cu_seq_lens_k = [0, ..., {new}]), with nothing cached; got {rows} rows, {seen} cached "
+            "tokens; pass document_ids= for packed documents"
+        )
+    lengths = starts.diff()
+    flattened = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)[None]
+    if ids is not None and not torch.equal(renumbered(ids), renumbered(flattened.to(ids.device))):
+        raise ValueError(
+            "cu_seq_lens_q begins other documents than document_ids or position_ids do; pass one of them only"
+        )
+    return flattened if len(lengths) > 1 else ids
 
 
 def _read_position_ids(

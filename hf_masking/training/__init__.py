@@ -1,8 +1,10 @@
 """Fine-tuning under a mask, and the comparison of masks."""
 
 from .data import Contexts
-from .finetune import FinetuneResult, finetune, on_cpu
+from .engine import on_cpu
+from .finetune import FinetuneResult, finetune
 from .labels import labels_behind
 from .settings import TrainingSettings
+from .stream import TokenStream
 
-__all__ = ["Contexts", "FinetuneResult", "TrainingSettings", "finetune", "labels_behind", "on_cpu"]
+__all__ = ["Contexts", "FinetuneResult", "TokenStream", "TrainingSettings", "finetune", "labels_behind", "on_cpu"]

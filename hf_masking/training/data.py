@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +14,7 @@ IGNORED = -100  # the label of what is not scored, as everywhere in PyTorch
 
 @dataclass(frozen=True)
 class Contexts:
-    """A text as ``[n, context]`` inputs and labels; every token but the first is a label once.
-
-    What a step trains on is a pure function of (seed, step), so nothing has to be saved to resume, and it does not
-    depend on the number of processes.
-    """
+    """A text as ``[n, context]`` inputs and labels; every token but the first is a label once."""
 
     inputs: Tensor
     labels: Tensor
@@ -57,6 +54,29 @@ class Contexts:
             batch["attention_mask"] = (labels != IGNORED).long()
         return batch
 
-    def scored(self, indices: list[int]) -> int:
+    def scored(self) -> int:
         """How many labels count."""
-        return int((self.labels[indices] != IGNORED).sum())
+        return int((self.labels != IGNORED).sum())
+
+
+class Source(Protocol):
+    """Where the contexts of a step come from: the same in every process, each of which takes its share."""
+
+    def of_step(self, step: int) -> Contexts: ...
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Contexts in an order that is drawn anew for every pass over the text.
+
+    What a step trains on is a pure function of (seed, step), so nothing has to be saved to resume, and it does not
+    depend on the number of processes.
+    """
+
+    contexts: Contexts
+    batch_size: int
+    seed: int
+
+    def of_step(self, step: int) -> Contexts:
+        chosen = self.contexts.indices(step, self.batch_size, self.seed)
+        return Contexts(self.contexts.inputs[chosen], self.contexts.labels[chosen])

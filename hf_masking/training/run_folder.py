@@ -10,10 +10,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_torch_state_dict_into_shards
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ..files import check_parent, put_in_place, remove, written_aside
+
+
+@dataclass(frozen=True)
+class ModelWriter:
+    """How a model is put into a folder, with its tokenizer.
+
+    max_shard_size: in files of at most so many bytes, or "2GB"; by default Transformers' size.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    max_shard_size: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_shard_size is None:
+            return
+        try:
+            if str(self.max_shard_size).strip().startswith(("-", "0")):
+                raise ValueError
+            split_torch_state_dict_into_shards({}, max_shard_size=self.max_shard_size)
+        except ValueError:
+            raise ValueError(
+                f"max_shard_size must be a number of bytes or a size such as '2GB', got {self.max_shard_size!r}"
+            ) from None
+
+    def write(self, folder: Path, model: PreTrainedModel, **options: Any) -> None:
+        if self.max_shard_size is not None:
+            options["max_shard_size"] = self.max_shard_size
+        model.save_pretrained(folder, **options)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
 
 class ClaimedFolder:

@@ -41,7 +41,6 @@ def norms(run):
     return [record["gradient_norm"] for record in log if "loss" in record]
 
 
-@pytest.mark.filterwarnings("ignore")  # of peft, on what it asks the hub for
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_train_as_a_whole_model_does(sharded, case, tmp_path):
     folder, found = sharded

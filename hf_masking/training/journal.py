@@ -1,0 +1,95 @@
+"""The log of a run: lines that are kept, written to its folder, and told to who listens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
+
+from .run_folder import RunFolder
+
+Record = dict[str, Any]
+
+
+def checked_trackers(trackers: Sequence[str | GeneralTracker]) -> list[str | GeneralTracker] | None:
+    """The trackers as `Accelerator` takes them; a ValueError for those that it does not know or that are missing."""
+    known = [name for name in LoggerType.list() if name != LoggerType.ALL]
+    for tracker in trackers:
+        if isinstance(tracker, GeneralTracker):
+            continue
+        if tracker not in known:
+            raise ValueError(f"unknown tracker {tracker!r}; expected one of {', '.join(sorted(known))}")
+        if LoggerType(tracker) not in get_available_trackers():
+            raise ValueError(f"the tracker {tracker} is not installed; pip install {tracker}")
+    return list(trackers) or None
+
+
+class Journal:
+    """Every process keeps the same lines; the main one writes and tells them. A context, in which trackers listen.
+
+    Parameters:
+        run_folder: where they are written, if anywhere.
+        on_record: called with every line.
+        description: what trackers are told of the run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run_folder: RunFolder | None,
+        on_record: Callable[[Record], None] | None,
+        description: Mapping[str, Any],
+    ) -> None:
+        self.accelerator, self.run_folder, self.on_record = accelerator, run_folder, on_record
+        self.description = description
+        self.records: list[Record] = []
+
+    def __enter__(self) -> Journal:
+        flat = {**self.description, **self.description["settings"]}
+        # Some take nothing else.
+        config = {name: value if isinstance(value, (int, float)) else str(value) for name, value in flat.items()}
+        self.accelerator.init_trackers("hf-masking", config=config)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # `end_training` would also part the processes for good.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    @property
+    def losses(self) -> list[Record]:
+        """The lines of steps."""
+        return [record for record in self.records if "loss" in record]
+
+    @property
+    def evaluations(self) -> dict[int, float]:
+        """Perplexity by step."""
+        return {record["step"]: record["perplexity"] for record in self.records if "perplexity" in record}
+
+    @property
+    def best(self) -> float:
+        """The lowest perplexity so far; infinity before the first."""
+        return min(self.evaluations.values(), default=math.inf)
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+        if self.accelerator.is_main_process:
+            if self.run_folder is not None:
+                self.run_folder.log(record)
+            if self.on_record is not None:
+                self.on_record(record)
+        figures = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(figures, step=record["step"])
+
+    def rewind(self, steps: int) -> None:
+        """Forgets what was written after ``steps``."""
+        if self.run_folder is None:
+            return
+        if self.accelerator.is_main_process:
+            self.run_folder.rewind_log(steps)
+        self.accelerator.wait_for_everyone()
+        self.records = self.run_folder.records()

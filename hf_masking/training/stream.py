@@ -1,0 +1,88 @@
+"""A text that is packed into contexts while it is read, for what does not fit into memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import Contexts
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Token ids of documents, one behind the other.
+
+    documents: called with how many documents to leave out, gives those behind them; the same in every pass.
+    buffer: so many contexts wait, and the next one to train on is drawn from among them; 1 keeps the order.
+    """
+
+    documents: Callable[[int], Iterable[Sequence[int]]]
+    buffer: int = 1
+
+
+class Streamed:
+    """The contexts of a stream, in passes without end, each token a label once a pass.
+
+    Every process reads all of it and takes its share, so what a step trains on does not depend on their number. What
+    was read is in `state_dict`, the waiting contexts included: a resumed run goes on with the next document.
+    """
+
+    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+        if stream.buffer < 1:
+            raise ValueError(f"the buffer must hold at least 1 context, got {stream.buffer}")
+        self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
+        self.documents_read = 0
+        self.tokens_read = 0
+        self.left: list[int] = []
+        self.waiting: list[Tensor] = []
+        self.reading: Iterator[Sequence[int]] | None = None
+
+    def of_step(self, step: int) -> Contexts:
+        """The next contexts; steps must be asked for in order."""
+        rows = torch.stack([self._draw(place) for place in range(step * self.batch_size, (step + 1) * self.batch_size)])
+        return Contexts(rows[:, :-1], rows[:, 1:])
+
+    def _draw(self, place: int) -> Tensor:
+        while len(self.waiting) < self.stream.buffer:
+            self.waiting.append(self._next())
+        # A function of the place, so that there is no state of a generator to save.
+        return self.waiting.pop(random.Random(f"{self.seed} {place}").randrange(self.stream.buffer))
+
+    def _next(self) -> Tensor:
+        """The next context and the token behind it, which is the first one of the context after it."""
+        while len(self.left) <= self.context:
+            self.left += self._document()
+        row = torch.tensor(self.left[: self.context + 1])
+        del self.left[: self.context]
+        return row
+
+    def _document(self) -> Sequence[int]:
+        if self.reading is None:
+            self.reading = iter(self.stream.documents(self.documents_read))
+        document = next(self.reading, None)
+        if document is not None:
+            self.documents_read += 1
+            self.tokens_read += len(document)
+            return document
+        if not self.tokens_read:
+            raise ValueError("the stream to train on holds no text; name another one")
+        self.documents_read, self.tokens_read, self.reading = 0, 0, None
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "documents_read": self.documents_read,
+            "tokens_read": self.tokens_read,
+            "left": torch.tensor(self.left, dtype=torch.long),
+            "waiting": torch.stack(self.waiting) if self.waiting else torch.empty(0),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.documents_read, self.tokens_read = state["documents_read"], state["tokens_read"]
+        self.left, self.waiting = state["left"].tolist(), list(state["waiting"])
+        self.reading = None

@@ -1,0 +1,93 @@
+"""`hf-masking finetune` with what the training gets from outside: streams, trackers, launchers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from hf_masking import from_pretrained
+from hf_masking.cli.console import load_tokenizer
+from hf_masking.evaluation import load_stream, load_text
+
+from ..cli.conftest import model_folder, run, text_file
+from .test_sharded import ROOT
+
+__all__ = ["model_folder", "run", "text_file"]
+
+QUICK = ["--context", "16", "--steps", "4", "--batch-size", "4", "--eval-every", "2", "--checkpoint-every", "2"]
+QUICK += ["--warmup-steps", "1", "--eval-tokens", "65", "--mask", "window:4|sinks:1"]
+
+
+def losses(output):
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in log if "loss" in record]
+
+
+@pytest.fixture
+def streamed(model_folder, text_file, tmp_path):
+    """The arguments of a run on a stream; the evaluation has a file of its own."""
+    (tmp_path / "held.txt").write_text(text_file.read_text()[:900])
+    return [str(model_folder), *QUICK, "--data", str(text_file), "--eval-data", str(tmp_path / "held.txt"), "--stream"]
+
+
+def test_a_streamed_file_is_the_file(model_folder, text_file, tmp_path):
+    tokenizer = load_tokenizer(model_folder)
+    text_file.write_text("one\n\n  two\tthree \n" * 300)
+    whole = tokenizer(load_text(str(text_file)).content)["input_ids"]
+    lines = list(load_stream(str(text_file)).tokens(tokenizer, 0))
+    assert [token for line in lines for token in line] == whole
+    assert list(load_stream(str(text_file)).tokens(tokenizer, 700)) == lines[700:]
+    (tmp_path / "folder").mkdir()
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / "folder" / name).write_text(name + "\n")
+    assert (
+        tokenizer.decode([t for line in load_stream(str(tmp_path / "folder")).tokens(tokenizer, 0) for t in line])
+        == "a.txt\nb.txt\n"
+    )
+
+
+def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
+    one = ["finetune", *streamed, "--shuffle-buffer", "3"]
+    code, _, err = run(*one, "--output", tmp_path / "one")
+    assert code == 0, err
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [*streamed, "--shuffle-buffer", "3", "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*launch, "scripts/finetune.py", *two], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2;" in done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")
+    assert code == 2
+    assert "holds a run with shuffle_buffer = 3, and it cannot be resumed with 256" in err
+
+
+def test_a_best_model_in_pieces(run, streamed, tmp_path):
+    code, _, err = run("finetune", *streamed, "--output", tmp_path / "run", "--max-shard-size", "10KB")
+    assert code == 0, err
+    assert (tmp_path / "run" / "best" / "model.safetensors.index.json").exists()
+    assert from_pretrained(tmp_path / "run" / "best").config.hf_masking["mask"] == "window:4|sinks:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stream"], "a stream has no last tenth to hold out; name a text to evaluate on with --eval-data"),
+        (["--stream", "--data", "stdlib", "--eval-data", "x"], "stdlib is read as a whole; leave --stream out"),
+        (["--stream", "--data", "no.txt", "--eval-data", "x"], "no such file or folder: no.txt"),
+        (["--stream", "--data", "no/such", "--eval-data", "x"], "cannot be loaded from the hub"),
+        (["--tracker", "abacus"], "unknown tracker 'abacus'; expected one of"),
+        (["--max-shard-size", "much"], "max_shard_size must be a number of bytes or a size such as '2GB', got 'much'"),
+    ],
+)
+def test_mistakes(run, model_folder, text_file, tmp_path, arguments, message):
+    output = tmp_path / "run"
+    code, _, err = run("finetune", model_folder, *QUICK, "--data", text_file, "--output", output, *arguments)
+    assert code == 2
+    assert re.search(f"^error: .*{re.escape(message)}", err, flags=re.MULTILINE), err
+    assert not output.exists()
