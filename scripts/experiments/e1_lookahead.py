@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from base import base_model
 from lab import Claim, Row, run
+from learning import learn
 from losses import losses, tokens
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,17 +56,16 @@ def measure() -> Iterator[Row]:
 
 def finetune(model: PreTrainedModel, contexts: Contexts, where: Tensor) -> None:
     """On the labels at these places of a context; `hf_masking.training.finetune` refuses to, as it should."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=STEPS)
-    for step in range(STEPS):
-        batch = contexts.batch(contexts.indices(step, BATCH, seed=0))
+    steps = iter(range(STEPS))
+
+    def of_next_batch() -> Tensor:
+        batch = contexts.batch(contexts.indices(next(steps), BATCH, seed=0))
         logits = model(batch["input_ids"], use_cache=False).logits
         labels = batch["labels"].where(where, IGNORED)
-        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    torch.manual_seed(0)
+    learn(model, of_next_batch, STEPS, 1e-3, weight_decay=0.1)
 
 
 def loss(model: PreTrainedModel, contexts: Contexts, where: Tensor) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lab import Claim, Row, gains, run
+from learning import learn
 from losses import tokens
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,19 +74,14 @@ def of_images(mask: str, seed: int) -> float:
         initializer_range=0.1, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = patch_model(AutoModelForCausalLM.from_config(config), mask, check=False)
-    draw, found = torch.Generator().manual_seed(seed), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=200)
-    for _ in range(200):
+    draw = torch.Generator().manual_seed(seed)
+
+    def of_next_batch() -> Tensor:
         batch = images(draw, 16)
         logits = model(batch[:, :-1], use_cache=False).logits[:, WIDTH:]
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, WIDTH + 1 :].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        found.append(float(loss.detach()))
-    return sum(found[-20:]) / 20
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, WIDTH + 1 :].flatten())
+
+    return learn(model, of_next_batch, 200, 3e-3)
 
 
 def judge(rows: list[Row]) -> list[Claim]:

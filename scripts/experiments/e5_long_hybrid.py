@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from lab import Claim, Row, run
+from learning import learn
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
@@ -67,17 +68,14 @@ def model_under(mask: str) -> PreTrainedModel:
 
 def train(model: PreTrainedModel) -> None:
     draw = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
-    for _ in range(STEPS):
+
+    def of_next_batch() -> Tensor:
         tokens, values, _ = texts(LEARNT, BATCH, draw)
         asked = (tokens == ASK).nonzero()
         logits = model(tokens, use_cache=False).logits[asked[:, 0], asked[:, 1], FILLER:ASK]
-        optimizer.zero_grad()
-        F.cross_entropy(logits, values[asked[:, 0]]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(logits, values[asked[:, 0]])
+
+    learn(model, of_next_batch, STEPS, 3e-3)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lab import Claim, Row, gains, run
+from learning import learn
 from losses import tokens
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,15 +72,13 @@ def learnt(task: Task, seed: int) -> PreTrainedModel:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
-    for _ in range(STEPS):
+
+    def of_next_batch() -> Tensor:
         tokens, right = task(draw)
         logits = model(tokens, use_cache=False).logits[:, -right.shape[1] :]
-        optimizer.zero_grad()
-        F.cross_entropy(logits.flatten(0, 1), right.flatten()).backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(logits.flatten(0, 1), right.flatten())
+
+    learn(model, of_next_batch, STEPS, 3e-3)
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from lab import Claim, Row, run
+from learning import learn
 from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -50,17 +51,15 @@ def learnt(mask: str, key_first: bool, seed: int) -> PreTrainedModel:
     )  # fmt: skip
     model = patch_model(AutoModelForCausalLM.from_config(config), mask)
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
-    for _ in range(STEPS):
+
+    def of_next_batch() -> torch.Tensor:
         tokens = texts(draw, key_first)
         lengths = [tokens.shape[1] - 1] * BATCH
         prefix = {"prefix_lengths": lengths} if mask != "causal" else {}
-        loss = model(tokens, labels=labels_behind(lengths, tokens), use_cache=False, **prefix).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        loss: torch.Tensor = model(tokens, labels=labels_behind(lengths, tokens), use_cache=False, **prefix).loss
+        return loss
+
+    learn(model, of_next_batch, STEPS, 2e-3)
     return model.eval()
 
 
