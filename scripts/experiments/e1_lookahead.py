@@ -4,10 +4,11 @@ Published: no paper of a causal model reports it as a result, many a code base h
 plain. In a block of b tokens that see each other all predictions but the last are of a token that is in sight. Once the
 model has learnt to copy it, the mean loss is that of the last ones over b: H/b.
 
-Expected before the run: after 150 steps the loss under look-ahead is within a quarter of H/b, for b = 4, 16, 64; the
-same weights, read as decoding reads them (`causal`), are far worse than before the fine-tuning.
+Expected before the run: after 300 steps the loss under look-ahead is within a quarter of H/b, for b = 4, 16, 64; the
+same weights, read as decoding reads them (`causal`), are worse by a factor of at least 3. A first run, of half
+as many steps at a third of the learning rate, had not learnt to copy (1.56 nats instead of 0.73 for b = 4).
 Control, which must show nothing: the same fine-tuning with only the last token of each block as a label, and causal
-local blocks of the same sizes. Neither loss of the last tokens falls by more than a tenth below full attention's.
+local blocks, both of 16 tokens. Neither loss of the last tokens falls by more than a tenth below full attention's.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from hf_masking.modeling import load
 from hf_masking.training import Contexts
 from hf_masking.training.data import IGNORED
 
-CONTEXT, STEPS, BATCH = 512, 150, 4
-BLOCKS = (4, 16, 64)
+CONTEXT, STEPS, BATCH = 256, 300, 4
+BLOCKS, CONTROL = (4, 16, 64), 16
 
 
 def measure() -> Iterator[Row]:
@@ -39,11 +40,13 @@ def measure() -> Iterator[Row]:
     everything = torch.ones(CONTEXT, dtype=torch.bool)
     for block in BLOCKS:
         last = torch.arange(CONTEXT) % block == block - 1
-        for mask, labels, where in (
-            (f"block_causal:{block}", "all", everything),
-            (f"block_causal:{block}", "last of each block", last),
-            (f"block_local:{block},1", "all", everything),
-        ):
+        tried = [(f"block_causal:{block}", "all", everything)]
+        if block == CONTROL:
+            tried += [
+                (f"block_causal:{block}", "last of each block", last),
+                (f"block_local:{block},1", "all", everything),
+            ]
+        for mask, labels, where in tried:
             model = load(str(base_model()))
             untouched = loss(model, held_out, last)
             finetune(patch_model(model, mask, check=False), learn, where)
@@ -65,7 +68,7 @@ def finetune(model: PreTrainedModel, contexts: Contexts, where: Tensor) -> None:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
     torch.manual_seed(0)
-    learn(model, of_next_batch, STEPS, 1e-3, weight_decay=0.1)
+    learn(model, of_next_batch, STEPS, 3e-3, weight_decay=0.1, clip=1.0)
 
 
 def loss(model: PreTrainedModel, contexts: Contexts, where: Tensor) -> float:
