@@ -42,10 +42,14 @@ def progress_bar(description: str, total: int, *, visible: bool = True) -> Itera
         yield progress
 
 
-def load_model(name: str) -> PreTrainedModel:
-    """A causal language model from a folder or the hub, under the mask that it carries, if it does."""
+def load_model(name: str, *, place: bool = True) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, under the mask that it carries, if it does.
+
+    Parameters:
+        place: put it on the GPU, if there is one; else it stays where it was read.
+    """
     model = _load(load, name, "model")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to("cuda") if place and torch.cuda.is_available() else model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

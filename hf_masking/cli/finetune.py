@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
 from ..modeling import layer_masks, patch_model
-from ..training import TokenStream, TrainingSettings, on_cpu
+from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
 from ..training import finetune as train
 from .console import errors, load_model, load_tokenizer, progress_bar
 from .options import CARRIED, DataOptions, MaskOptions
@@ -73,7 +73,8 @@ def finetune(
     settings.check(processes.num_processes)
     tokenizer = load_tokenizer(model)
     train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
-    loaded = load_model(model)
+    # FSDP is for what one GPU has no room for.
+    loaded = load_model(model, place=not asked_for("FSDP"))
     # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
     mask = masks.mask[0] if masks.mask else CARRIED if layer_masks(loaded) else "causal"
     # Once is enough, and under FSDP only the main process may have weights yet.

@@ -27,6 +27,11 @@ def start(settings: TrainingSettings, **options: Any) -> Accelerator:
     Parameters:
         options: handed to `Accelerator`.
     """
+    if asked_for("DEEPSPEED") or asked_for("MEGATRON_LM"):
+        raise ValueError(
+            "this loop runs on accelerate's DDP and FSDP2, not on DeepSpeed or Megatron-LM; launch with --use_fsdp "
+            "--fsdp_version 2, which cuts weights, gradients and the optimizer's state into pieces as ZeRO-3 does"
+        )
     accelerator = Accelerator(cpu=on_cpu(), **options)
     settings.check(accelerator.num_processes)
     _check_kind(accelerator)
@@ -45,8 +50,7 @@ def start(settings: TrainingSettings, **options: Any) -> Accelerator:
 
 def _check_kind(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and kind != DistributedType.FSDP:
+    if asked_for("FSDP") and kind != DistributedType.FSDP:
         raise ValueError(
             f"FSDP was asked for, and accelerate runs {kind.value} in its place, a whole model in every process: it "
             "shards on GPUs and their like only; launch without --use_fsdp, or where there are some"
@@ -56,8 +60,11 @@ def _check_kind(accelerator: Accelerator) -> None:
             "FSDP of version 1 joins parameters that have learning rates and decays of their own; set fsdp_version: 2 "
             "(accelerate launch --use_fsdp --fsdp_version 2)"
         )
-    if kind not in (DistributedType.NO, DistributedType.FSDP) and not kind.value.startswith("MULTI_"):
-        raise ValueError(f"accelerate is set to {kind.value}, which this loop does not know; use DDP or FSDP2")
+
+
+def asked_for(engine: str) -> bool:
+    """Whether the launcher has been told to use an engine: FSDP, DEEPSPEED, MEGATRON_LM."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def prepare(

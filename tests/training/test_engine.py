@@ -46,6 +46,7 @@ def test_bf16_of_the_launcher_is_that_of_the_flag(fresh_state, monkeypatch):
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision = fp16, which this loop does not do; use bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps = 4; here --micro-batch-size"),
         ("ACCELERATE_USE_FSDP", "true", "FSDP was asked for, and accelerate runs NO in its place"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "not on DeepSpeed or Megatron-LM; launch with --use_fsdp"),
     ],
 )
 def test_what_would_become_something_else_is_refused(variable, value, message, fresh_state, monkeypatch):

@@ -11,10 +11,8 @@ import torch
 from safetensors import safe_open
 
 from hf_masking import from_pretrained, perplexity
-from hf_masking.training import finetune
 
-from .fsdp import CASES, EVAL, SETTINGS, TRAIN, run
-from .test_finetune import model
+from .fsdp import CASES, EVAL, run
 from .test_sharded import ROOT
 
 
@@ -56,9 +54,3 @@ def test_pieces_train_as_a_whole_model_does(sharded, case, tmp_path):
     torch.testing.assert_close(mine(EVAL[None]).logits, theirs(EVAL[None]).logits, atol=1e-4, rtol=0)
     assert names(folder / case) == names(tmp_path / "whole")
     assert norms(folder / case) == pytest.approx(norms(tmp_path / "whole"), rel=1e-4)
-
-
-def test_fsdp_is_refused_where_accelerate_would_do_without(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="FSDP was asked for, and accelerate runs NO in its place"):
-        finetune(model(), TRAIN, EVAL, SETTINGS)
