@@ -6,12 +6,15 @@ window with sinks is close behind.
 
 Expected before the run: without any training under the mask, on recall and on translation (the words of a text, each
 replaced, in reverse order) chosen blocks give at least 90% of the right answers of full attention, and the windows
-less than half; on text, after a short fine-tuning, the chosen blocks and the window differ by less than 3%.
+less than half; on text, after a short fine-tuning, the chosen blocks and the window differ by less than 3%. When the
+first of these had failed on translation, training under the masks was added, with the expectation that it brings the
+chosen blocks to 90% there, and not the window.
 Control, which must fail as the windows do: blocks chosen by nothing, every fourth one, at as many pairs.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,10 +27,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from tuning import tuned
 
-from hf_masking import patched
+from hf_masking import patch_model
 from hf_masking.training import TrainingSettings
 
-SEEDS, STEPS, BATCH = 3, 600, 32
+SEEDS, STEPS, MORE_STEPS, BATCH = 3, 600, 200, 32
 KEYS, VALUES, WORDS, LENGTH = 64, 8, 32, 64
 # 16 of 128 keys each, as far as a query sees that many.
 ON_TASKS = {
@@ -71,6 +74,11 @@ def learnt(task: Task, seed: int) -> PreTrainedModel:
         num_attention_heads=2, initializer_range=0.1, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
+    train(model, task, seed, STEPS, 3e-3)
+    return model
+
+
+def train(model: PreTrainedModel, task: Task, seed: int, steps: int, rate: float) -> None:
     draw = torch.Generator().manual_seed(seed)
 
     def of_next_batch() -> Tensor:
@@ -78,8 +86,8 @@ def learnt(task: Task, seed: int) -> PreTrainedModel:
         logits = model(tokens, use_cache=False).logits[:, -right.shape[1] :]
         return F.cross_entropy(logits.flatten(0, 1), right.flatten())
 
-    learn(model, of_next_batch, STEPS, 3e-3)
-    return model.eval()
+    learn(model, of_next_batch, steps, rate)
+    model.eval()
 
 
 @torch.no_grad()
@@ -97,21 +105,24 @@ def measure() -> Iterator[Row]:
         for seed in range(SEEDS):
             model = learnt(task, seed)
             for name, mask in ON_TASKS.items():
-                with patched(model, mask, check=False):
-                    row = {"data": task.__name__, "sees": name, "mask": mask, "seed": seed, "loss": None}
-                    yield row | {"right answers": right_answers(model, task)}
-    train, held_out = tokens(400_000, 64 * 512 + 1)
+                row = {"data": task.__name__, "sees": name, "mask": mask, "seed": seed, "loss": None}
+                under = patch_model(copy.deepcopy(model), mask, check=False)
+                row["right answers"] = right_answers(under, task)
+                train(under, task, SEEDS + seed, MORE_STEPS, 1e-3)
+                yield row | {"trained under it": right_answers(under, task)}
+    to_train_on, held_out = tokens(400_000, 64 * 512 + 1)
     for seed in range(SEEDS):
         settings = TrainingSettings(context=512, steps=60, batch_size=4, warmup_steps=10, eval_every=60, seed=seed)
         for name, mask in ON_TEXT.items():
             row = {"data": "text", "sees": name, "mask": mask, "seed": seed}
-            yield row | {"loss": tuned(mask, settings, train, held_out)[60], "right answers": None}
+            row["loss"] = tuned(mask, settings, to_train_on, held_out)[60]
+            yield row | {"right answers": None, "trained under it": None}
 
 
-def _share(rows: list[Row], data: str, name: str) -> float:
+def _share(rows: list[Row], data: str, name: str, figure: str) -> float:
     """Right answers over those under full attention, mean over the seeds."""
     found = {
-        sees: sum(row["right answers"] for row in rows if row["data"] == data and row["sees"] == sees) / SEEDS
+        sees: sum(row[figure] for row in rows if row["data"] == data and row["sees"] == sees) / SEEDS
         for sees in (name, "everything")
     }
     return found[name] / found["everything"]
@@ -119,7 +130,8 @@ def _share(rows: list[Row], data: str, name: str) -> float:
 
 def judge(rows: list[Row]) -> list[Claim]:
     tasks = ("recall", "translation")
-    shares = {name: [_share(rows, task, name) for task in tasks] for name in ON_TASKS}
+    shares = {name: [_share(rows, task, name, "right answers") for task in tasks] for name in ON_TASKS}
+    trained = {name: _share(rows, "translation", name, "trained under it") for name in ON_TASKS}
 
     def said(name: str) -> str:
         return f"{name} " + " and ".join(f"{share:.0%}" for share in shares[name])
@@ -133,7 +145,12 @@ def judge(rows: list[Row]) -> list[Claim]:
             min(shares["chosen blocks"]) >= 0.9,
         ),
         Claim(
-            "the windows give less than half",
+            "trained under them, chosen blocks give 90% on translation, and the window less than half",
+            f"{trained['chosen blocks']:.0%} and {trained['window']:.0%}",
+            trained["chosen blocks"] >= 0.9 and trained["window"] < 0.5,
+        ),
+        Claim(
+            "untrained, the windows give less than half",
             f"{said('window')}, {said('window and sinks')}",
             max(shares["window"] + shares["window and sinks"]) < 0.5,
         ),
@@ -154,6 +171,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
         chosen = [row for row in rows if row["data"] == task]
         places = [names.index(row["sees"]) for row in chosen]
         axes.plot(places, [row["right answers"] for row in chosen], marker, label=task)
+        axes.plot(places, [row["trained under it"] for row in chosen], marker, alpha=0.4, label=f"{task}, trained")
     axes.set_xticks(range(len(names)), names, rotation=15)
     axes.set(ylim=(0, 1.05), ylabel="right answers")
 
