@@ -1,8 +1,10 @@
 """Every snippet of README.md runs, and every example does."""
 
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +55,6 @@ def cells(line):
     [
         (README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0], "docs/bench.md", 3),
         (README.split("<!-- recall -->")[1].split("<!-- /recall -->")[0], "docs/top_blocks_recall.md", 2),
-        (README.split("**small LLaMA-style model")[1].split("Machine:")[0], "docs/compare.md", 1),
     ],
 )
 def test_tables_are_those_of_the_figures(table, source, key):
@@ -62,6 +63,18 @@ def test_tables_are_those_of_the_figures(table, source, key):
     for row in shown[1:]:
         (same,) = (other for other in measured if other[:key] == row[:key])
         assert set(row) <= set(same), row
+
+
+def test_the_comparison_is_that_of_its_report():
+    shown = README.split("<!-- compare -->\n")[1].split("<!-- /compare -->")[0]
+    report = ROOT / "docs" / "compare"
+    assert shown in (report / "report.md").read_text()
+    figures = json.loads((report / "report.json").read_text())
+    tried = {(trial["mask"], trial["seed"]) for trial in figures["trials"]}
+    masks = {mask for mask, _ in tried}
+    assert len(masks) >= 8 and tried == {(mask, seed) for mask in masks for seed in range(3)}
+    named = shlex.split(README.split("hf-masking compare runs/base")[1].split("```")[0].replace("\\\n", " "))
+    assert {value for option, value in itertools.pairwise(named) if option == "--mask"} == masks
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))

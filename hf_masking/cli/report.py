@@ -92,8 +92,9 @@ class Report:
         return (
             f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {self.summaries[0].mask}: "
             "perplexity, paired by seed; loss: nats a token after fine-tuning, by the number of tokens read before; "
-            "cache: bytes after a context, of a cache that forgets nothing; pays from: tokens from which on attention, "
-            "forward and backward, is faster than dense causal attention."
+            "cache: bytes that it holds after a context, its spare room included, over those of all keys and values; "
+            "pays from: tokens from which on attention, forward and backward, is faster than dense causal attention "
+            "(not looked for where the content decides)."
         )
 
     def _draw_positions(self, axes: Any) -> None:
@@ -132,7 +133,7 @@ def _draw_speed(axes: Any, masks: Sequence[Summary], title: str) -> None:
         )  # fmt: skip
     axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
     axes.margins(0.2)
-    axes.grid(alpha=0.3)
+    _by_ratio(axes)
 
 
 def _draw_recovery(axes: Any, masks: Sequence[Summary], title: str) -> None:
@@ -144,7 +145,15 @@ def _draw_recovery(axes: Any, masks: Sequence[Summary], title: str) -> None:
             yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4, label=mask.mask,
         )  # fmt: skip
     axes.set(title=title, xlabel="steps of fine-tuning", ylabel="perplexity")
-    axes.grid(alpha=0.3)
+    _by_ratio(axes)
+
+
+def _by_ratio(axes: Any) -> None:
+    """Perplexities from close to the best one to many times it, each told from its neighbours."""
+    axes.set_yscale("log")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which("{x:g}")
+    axes.grid(alpha=0.3, which="both")
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
