@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,7 +96,6 @@ def compare(
         "options": dataclasses.asdict(options),
     }
     folder.claim(description, resume)
-    started = time.perf_counter()
     path = model or str(in_own_process(_small_model, train, held_out))
     with tempfile.TemporaryDirectory() as scratch:
         experiment = _experiment(path, train, held_out, options, layers, Path(scratch) / "tokens.pt")
@@ -110,7 +108,7 @@ def compare(
     result = report.Report(title, options.context, summarize(specs, trials), pays, longest)
     for grid in (result.quality(), result.details()):
         console.print(grid.table())
-    _write(folder.path, description, trials, result, time.perf_counter() - started)
+    _write(folder.path, description, trials, result)
     if any(trial.error for trial in trials):
         raise typer.Exit(1)
 
@@ -175,12 +173,10 @@ def _tell(mask: str, record: dict[str, Any]) -> None:
         errors.print(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}", markup=False, end="\r")
 
 
-def _write(
-    folder: Path, description: dict[str, Any], trials: Sequence[Trial], result: report.Report, seconds: float
-) -> None:
+def _write(folder: Path, description: dict[str, Any], trials: Sequence[Trial], result: report.Report) -> None:
     document = description | {
         "machine": describe_machine(),
-        "seconds": seconds,
+        "seconds": sum(trial.seconds or 0 for trial in trials),  # of all of them, also where it went on
         "pays_from": result.pays_from,
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }

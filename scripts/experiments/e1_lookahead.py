@@ -36,7 +36,7 @@ BLOCKS, CONTROL = (4, 16, 64), 16
 
 
 def measure() -> Iterator[Row]:
-    learn, held_out = (Contexts.pack(ids, CONTEXT) for ids in tokens(1_000_000, 48 * CONTEXT + 1))
+    train, held_out = (Contexts.pack(ids, CONTEXT) for ids in tokens(1_000_000, 48 * CONTEXT + 1))
     everything = torch.ones(CONTEXT, dtype=torch.bool)
     for block in BLOCKS:
         last = torch.arange(CONTEXT) % block == block - 1
@@ -49,7 +49,7 @@ def measure() -> Iterator[Row]:
         for mask, labels, where in tried:
             model = load(str(base_model()))
             untouched = loss(model, held_out, last)
-            finetune(patch_model(model, mask, check=False), learn, where)
+            finetune(patch_model(model, mask, check=False), train, where)
             row = {"mask": mask, "labels": labels, "block": block, "loss measured": loss(model, held_out, everything)}
             row |= {"of the last tokens": loss(model, held_out, last), "under full attention": untouched}
             # What comes later is not there yet when a token is written.

@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,6 @@ def run(
     write_picture(path.with_suffix(".png"), (8, 4), lambda axes: draw(axes, kept["rows"]))
     for claim in claims:
         print(_sentence(asdict(claim)))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def gains(rows: list[Row], better: str, worse: str, figure: str) -> tuple[float, float]:
