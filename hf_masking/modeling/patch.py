@@ -231,15 +231,18 @@ def require_checks(model: nn.Module) -> None:
 
 
 def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
-    masks = [mask.bind(()) for mask in wanted.masks(settings.count_layers(config))]
-    if all(int(mask.last_reader(torch.tensor(0))) < FOREVER for mask in masks):
-        last = max(int(mask.last_reader(torch.tensor(0))) for mask in masks)
+    named = wanted.masks(settings.count_layers(config))
+    masks = [mask.bind(()) for mask in named]
+    readers = [int(mask.last_reader(torch.tensor(0))) for mask in masks]
+    last = max(readers)
+    if last < FOREVER:
+        furthest = named[readers.index(last)]
         logger.warning(
             "mask %s: no query after position %d sees the first token, which pretrained models lean on; "
             "consider '%s|sinks:4'",
-            wanted.mask,
+            furthest,
             last,
-            wanted.mask,
+            furthest,
         )
     if any(mask.lookahead for mask in masks):
         logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)

@@ -1,14 +1,18 @@
-"""What depends on accelerate's engine: one process, several with a whole model each (DDP), or one in pieces (FSDP2)."""
+"""What depends on accelerate's engine: one process, several with a whole model each (DDP), or one in pieces.
+
+FSDP2 and DeepSpeed's ZeRO do the latter.
+"""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast
+from accelerate.utils import InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -27,14 +31,19 @@ def start(settings: TrainingSettings, **options: Any) -> Accelerator:
     Parameters:
         options: handed to `Accelerator`.
     """
-    if asked_for("DEEPSPEED") or asked_for("MEGATRON_LM"):
+    if asked_for("MEGATRON_LM"):
         raise ValueError(
-            "this loop runs on accelerate's DDP and FSDP2, not on DeepSpeed or Megatron-LM; launch with --use_fsdp "
-            "--fsdp_version 2, which cuts weights, gradients and the optimizer's state into pieces as ZeRO-3 does"
+            "this loop runs on accelerate's DDP, FSDP2 and DeepSpeed, not on Megatron-LM; launch with --use_fsdp "
+            "--fsdp_version 2, which cuts weights, gradients and the optimizer's state into pieces"
         )
-    accelerator = Accelerator(cpu=on_cpu(), **options)
+    if asked_for("DEEPSPEED") and on_cpu():
+        # Else accelerate, which does not take DeepSpeed to a CPU that it knows of, would leave each process alone.
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+    accelerator = Accelerator(cpu=on_cpu() and not asked_for("DEEPSPEED"), **options)
     settings.check(accelerator.num_processes)
     _check_kind(accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _configure_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, settings, accelerator.num_processes)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(
             f"accelerate is set to mixed_precision = {accelerator.mixed_precision}, which this loop does not do; use "
@@ -62,6 +71,30 @@ def _check_kind(accelerator: Accelerator) -> None:
         )
 
 
+def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, processes: int) -> None:
+    """DeepSpeed clips and counts by a config of its own, which must say what the settings say."""
+    ours = {
+        "train_micro_batch_size_per_gpu": settings.batch_size // processes,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_gradient_norm,
+    }
+    for name, value in ours.items():
+        if config.get(name, "auto") not in ("auto", value):
+            raise ValueError(
+                f"DeepSpeed's config has {name} = {config[name]}, and the settings make it {value}; leave "
+                "it out there, or write 'auto'"
+            )
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            raise ValueError(
+                f"DeepSpeed's config has a section '{name}', and this loop brings its own; leave that section out and "
+                "set --learning-rate, --warmup-steps and --weight-decay"
+            )
+    config.update(ours)
+    # The best model is saved whole, in one piece or --max-shard-size.
+    config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
+
+
 def asked_for(engine: str) -> bool:
     """Whether the launcher has been told to use an engine: FSDP, DEEPSPEED, MEGATRON_LM."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
@@ -75,18 +108,42 @@ def prepare(
     Raises:
         ValueError: what masks learn would be rounded.
     """
+    if _rounds_weights(accelerator) and any(is_learned(name) for name, _ in model.named_parameters()):
+        raise ValueError(
+            "mixed precision of FSDP or DeepSpeed would round what masks learn to bfloat16, spans of a thousand tokens "
+            "to multiples of four; give --bf16 in its place (and accelerate's mixed_precision: no)"
+        )
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
-        if plugin.mixed_precision_policy is not None and any(is_learned(name) for name, _ in model.named_parameters()):
-            raise ValueError(
-                "FSDP's mixed precision would round what masks learn to bfloat16, spans of a thousand tokens to "
-                "multiples of four; give --bf16 in its place (and accelerate's mixed_precision: no)"
-            )
         if not plugin.cpu_ram_efficient_loading:
             # DDP and efficient loading do so themselves; else each process would keep a piece of weights of its own.
             broadcast(model.to(accelerator.device).state_dict())
     prepared, optimizer = accelerator.prepare(model, optimizer)
     return prepared, optimizer
+
+
+def _rounds_weights(accelerator: Accelerator) -> bool:
+    """Whether the engine computes with weights in bfloat16, where DDP has autocast round what is multiplied."""
+    if accelerator.is_fsdp2:
+        return accelerator.state.fsdp_plugin.mixed_precision_policy is not None
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16")
+
+
+@contextmanager
+def part_of_step(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Around a part of a batch and its backward pass: gradients are exchanged with the last part."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # Whose backward pass steps as well, and which cannot be kept from exchanging where it cuts gradients.
+        accelerator.sync_gradients = is_last
+        try:
+            yield
+        finally:
+            accelerator.sync_gradients = True
+    elif is_last:
+        yield
+    else:
+        with accelerator.no_sync(model):
+            yield
 
 
 def precision(accelerator: Accelerator, settings: TrainingSettings) -> AbstractContextManager[None]:
@@ -100,13 +157,14 @@ def precision(accelerator: Accelerator, settings: TrainingSettings) -> AbstractC
 
 def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
     """All weights by name, on the main process; every process must ask. Tied ones are there once."""
-    state: dict[str, Tensor] = accelerator.get_state_dict(model)
+    # ZeRO-3 gives the other processes None.
+    state: dict[str, Tensor] = accelerator.get_state_dict(model) or {}
     bare = accelerator.unwrap_model(model)
     once = {name for name, _ in bare.named_parameters()}
     twice = {name for name, _ in bare.named_parameters(remove_duplicate=False)} - once
     return {name: tensor for name, tensor in state.items() if name not in twice}
 
 
-def number(value: Tensor) -> float:
+def number(value: Tensor | float) -> float:
     """A number of which every process may hold a part."""
     return float(value.full_tensor() if isinstance(value, DTensor) else value)

@@ -8,7 +8,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
 from ..modeling import is_learned, mask_penalties
 from .data import IGNORED, Contexts, Shuffled, Source
-from .engine import gathered, number, precision, prepare, start
+from .engine import gathered, number, part_of_step, precision, prepare, start
 from .journal import Journal, Record, checked_trackers
 from .lora import merged, skeleton, with_adapters
 from .optimizer import optimizer_of
@@ -171,7 +170,7 @@ class _Trainer:
         loss, penalty = torch.zeros(2, device=accelerator.device)
         for part, is_last in _parts(mine, settings.micro_batch_size or len(mine)):
             # Gradients are averaged over the processes, so the sum over tokens is scaled up by their number.
-            with nullcontext() if is_last else accelerator.no_sync(self.model):
+            with part_of_step(accelerator, self.model, is_last):
                 part_loss, part_penalty = self.loss(contexts.batch(part))
                 whole = part_loss + settings.mask_penalty * part_penalty
                 accelerator.backward(whole * (accelerator.num_processes / tokens))

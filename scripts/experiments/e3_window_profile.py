@@ -57,7 +57,8 @@ def measure() -> Iterator[Row]:
                 continue  # what they differ by is far beyond what seeds do
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(CONFIG)
-            patch_model(model, layers={layer: f"window:{window}" for layer, window in enumerate(windows)}, check=False)
+            by_layer = {layer: f"window:{window}" for layer, window in enumerate(windows)}
+            patch_model(model, "causal", layers=by_layer, check=False)
             trained = finetune(model, learn, held_out, dataclasses.replace(SETTINGS, seed=seed))
             loss = math.log(trained.evaluations[STEPS])
             yield {"mask": name, "windows": " ".join(map(str, windows)), "seed": seed, "loss": loss}

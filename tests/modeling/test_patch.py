@@ -233,6 +233,9 @@ def test_losing_the_first_token_is_said(caplog):
         assert "no query after position 3 sees the first token" in caplog.text
         assert "'window:4|sinks:4'" in caplog.text
         caplog.clear()
+        patch_model(build("llama"), "causal", layers={0: "window:4", 1: "window:9"}, check=False)
+        assert "mask window:9: no query after position 8 sees the first token" in caplog.text
+        caplog.clear()
         patch_model(build("llama"), "window:4|sinks:1", check=False)
         patch_model(build("llama"), "window:4", layers={0: "causal"}, check=False)
         assert "first token" not in caplog.text

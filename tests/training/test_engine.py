@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 
@@ -13,6 +14,7 @@ from hf_masking.training import Contexts, TokenStream, finetune
 from hf_masking.training.stream import Streamed
 
 from ..modeling.families import build, tokens
+from .in_pieces import without_compiling
 from .test_finetune import EVAL, SETTINGS, TRAIN, KilledError, kill_after, model
 
 
@@ -46,13 +48,37 @@ def test_bf16_of_the_launcher_is_that_of_the_flag(fresh_state, monkeypatch):
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision = fp16, which this loop does not do; use bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps = 4; here --micro-batch-size"),
         ("ACCELERATE_USE_FSDP", "true", "FSDP was asked for, and accelerate runs NO in its place"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "not on DeepSpeed or Megatron-LM; launch with --use_fsdp"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "not on Megatron-LM; launch with --use_fsdp"),
     ],
 )
 def test_what_would_become_something_else_is_refused(variable, value, message, fresh_state, monkeypatch):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
         finetune(model(), TRAIN, EVAL, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"gradient_clipping": 0.3}, "gradient_clipping = 0.3, and the settings make it 1.0; leave it out"),
+        ({"train_micro_batch_size_per_gpu": 1}, "train_micro_batch_size_per_gpu = 1, and the settings"),
+        ({"optimizer": {"type": "Adam"}}, "a section 'optimizer', and this loop brings its own"),
+        ({"fp16": {"enabled": True}}, "mixed_precision = fp16, which this loop does not do"),
+    ],
+)
+def test_a_config_of_deepspeed_that_says_something_else_is_refused(
+    section, message, tmp_path, fresh_state, monkeypatch
+):
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 2}} | section))
+    without_compiling()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for name, value in {"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero.json")}.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        with pytest.raises(ValueError, match=message):
+            finetune(model(), TRAIN, EVAL, SETTINGS)
+    finally:
+        dist.destroy_process_group()
 
 
 class Notes(GeneralTracker):

@@ -1,19 +1,15 @@
-"""One of the processes of `test_fsdp.py`: fine-tuning on accelerate's engine FSDP2, on CPUs over gloo.
-
-accelerate gives this engine to accelerators only, so its state is told; what then runs is all accelerate's.
-"""
+"""One of the processes of `test_in_pieces.py`: fine-tuning on FSDP2 or DeepSpeed's ZeRO, on CPUs over gloo."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch.distributed.fsdp import FSDPModule
 from transformers.utils.logging import disable_progress_bar
 
 from hf_masking import patch_model
@@ -68,38 +64,61 @@ def killed_after(steps):
         Journal.add = add
 
 
-def run_on_fsdp(case, folder, **more):
+def start_fsdp(whole_only_in_main):
+    """accelerate gives this engine to accelerators only, so its state is told; what then runs is all accelerate's."""
     os.environ |= {  # as `accelerate launch` does
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(CASES[case][-1]).lower(),
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(whole_only_in_main).lower(),
     }
     state = Accelerator(cpu=True).state
     # Both: a new state takes over what PartialState holds.
     PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     # A new one each time: it keeps the layer class of the first model that it has seen.
     state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def without_compiling():
+    """DeepSpeed has an operator for several processes of one CPU, and would compile it for minutes."""
+    import deepspeed  # which takes seconds
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def start_zero(stage):
+    without_compiling()
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    # A new configuration each time: it holds the sizes of the first model.
+    AcceleratorState._reset_state()
+
+
+ENGINES = {
+    "fsdp2": start_fsdp,
+    "zero2": lambda _: start_zero(2),
+    "zero3": lambda _: start_zero(3),
+}
+
+
+def run_on(engine, case, folder, **more):
+    ENGINES[engine](CASES[case][-1])
     # Weights of its own in each process, as from an initialisation without a seed; those of the main one count.
-    return run(case, folder, seed=state.process_index, **more)
+    return run(case, folder, seed=int(os.environ["RANK"]), **more)
 
 
-def main(folder):
+def main(engine, folder):
     found = {}
     for case in CASES:
-        model, result = run_on_fsdp(case, folder / case)
-        layers = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+        _, result = run_on(engine, case, folder / case)
         with killed_after(3):
-            run_on_fsdp(case, folder / f"{case}-killed")
-        _, again = run_on_fsdp(case, folder / f"{case}-killed", resume=True)
-        found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses, "layers": layers}
+            run_on(engine, case, folder / f"{case}-killed")
+        _, again = run_on(engine, case, folder / f"{case}-killed", resume=True)
+        found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses}
     if PartialState().is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
     PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", module="peft|transformers")  # PEFT asks by an old name, and the hub
     disable_progress_bar()
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))
