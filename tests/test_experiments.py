@@ -59,13 +59,13 @@ def test_images(script):
 
 
 def test_the_fact_stands_before_its_questions(script):
-    experiment = small(script("e5_long_hybrid"), STEPS=2, LEARNT=512)
+    experiment = small(script("e5_long_hybrid"), STEPS=2, BATCH=2)
     tokens, values, places = experiment.texts(512, 3, torch.Generator().manual_seed(0))
     for row, value, place in zip(tokens, values, places, strict=True):
         facts = ((row >= experiment.FILLER) & (row < experiment.ASK)).nonzero()[:, 0]
         assert facts.tolist() == [place] and row[place] == experiment.FILLER + value
         assert ((row == experiment.ASK).nonzero() > place).all()
-    experiment.train(experiment.model_under("block_local:256|summary:256,1"))
+    experiment.train(experiment.model_under(experiment.MASKS["blocks and summaries"][0]))
 
 
 @pytest.mark.parametrize("task", ["recall", "translation"])
