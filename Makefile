@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Nothing here needs the hub; said so, a missing network costs no time-outs.
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Where it is set, every process of the tests would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-oldest clean
 
