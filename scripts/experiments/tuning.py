@@ -13,9 +13,11 @@ from hf_masking.modeling import load
 from hf_masking.training import TrainingSettings, finetune
 
 
-def tuned(mask: str, settings: TrainingSettings, train: Tensor, held_out: Tensor) -> dict[int, float]:
+def tuned(
+    mask: str, settings: TrainingSettings, train: Tensor, held_out: Tensor, layers: dict[int, str] | None = None
+) -> dict[int, float]:
     """The held-out loss in nats a token by steps of fine-tuning; at 0 the mask has just been put into the model."""
-    model = patch_model(load(str(base_model())), mask)
+    model = patch_model(load(str(base_model())), mask, layers=layers)
     before = perplexity(model, held_out, context=settings.context, batch_size=8)
     trained = finetune(model, train, held_out, settings)
     return {0: before.nats_per_token} | {step: math.log(found) for step, found in trained.evaluations.items()}
