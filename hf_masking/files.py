@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -47,6 +48,17 @@ def put_in_place(aside: Path, path: Path) -> None:
         remove(old)
     else:
         aside.replace(path)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the files in a folder, their names and what they hold."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                total.update(piece)
+    return total.hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -95,15 +95,14 @@ class _Clamp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        # Not x: it may be a parameter, which ZeRO-3 empties between the passes.
-        ctx.save_for_backward(x > 1, x < 0)
+        ctx.save_for_backward(x)
         return x.clamp(0.0, 1.0)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (above, below), (grad,) = ctx.saved_tensors, grad_outputs
+        (x,), (grad,) = ctx.saved_tensors, grad_outputs
         # A descent goes against the gradient.
-        leads_away = (above & (grad < 0)) | (below & (grad > 0))
+        leads_away = ((x > 1) & (grad < 0)) | ((x < 0) & (grad > 0))
         return grad.masked_fill(leads_away, 0.0)
 
 

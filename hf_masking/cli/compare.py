@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from ..evaluation import Text, encode, in_own_process
 from ..evaluation.benchmark import Shape
 from ..evaluation.break_even import break_even
+from ..files import digest
 from ..masks import Mask
 from ..modeling import shape_of
 from ..training import TrainingSettings
@@ -88,29 +89,37 @@ def compare(
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     folder = ComparisonFolder(output)
     train, held_out = data.load().split(0.1)
-    description = {
+    description = _description(model, data, train, held_out, layers, options)
+    folder.claim(description, resume)
+    with folder.alone(), tempfile.TemporaryDirectory() as scratch:
+        path = model or str(in_own_process(_small_model, train, held_out))
+        experiment = _experiment(path, train, held_out, options, layers, Path(scratch) / "tokens.pt")
+        wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
+        trials = _try(experiment, wanted, folder, description)
+        if all(trial.error for trial in trials):
+            raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
+        pays = in_own_process(_break_even, path, specs, longest)
+        title = f"{description['model']}, {data.data}, context {options.context}, {options.steps} steps"
+        result = report.Report(title, options.context, summarize(specs, trials), pays, longest)
+        for grid in (result.quality(), result.details()):
+            console.print(grid.table())
+        _write(folder.path, description, trials, result)
+    if any(trial.error for trial in trials):
+        raise typer.Exit(1)
+
+
+def _description(
+    model: str | None, data: DataOptions, train: Text, held_out: Text, layers: dict[int, str], options: CompareOptions
+) -> dict[str, Any]:
+    """What a comparison is; only the same one goes on in a folder."""
+    return {
         "model": model or "small LLaMA-style model",
+        "model_sha256": digest(Path(model)) if model and Path(model).is_dir() else None,
         "small_model": None if model else dataclasses.asdict(SMALL),
         "text": {"source": data.data, "train_sha256": train.sha256, "eval_sha256": held_out.sha256},
         "layers": {str(layer): spec for layer, spec in layers.items()},
         "options": dataclasses.asdict(options),
     }
-    folder.claim(description, resume)
-    path = model or str(in_own_process(_small_model, train, held_out))
-    with tempfile.TemporaryDirectory() as scratch:
-        experiment = _experiment(path, train, held_out, options, layers, Path(scratch) / "tokens.pt")
-        wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
-        trials = _try(experiment, wanted, folder, description)
-    if all(trial.error for trial in trials):
-        raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
-    pays = in_own_process(_break_even, path, specs, longest)
-    title = f"{description['model']}, {data.data}, context {options.context}, {options.steps} steps"
-    result = report.Report(title, options.context, summarize(specs, trials), pays, longest)
-    for grid in (result.quality(), result.details()):
-        console.print(grid.table())
-    _write(folder.path, description, trials, result)
-    if any(trial.error for trial in trials):
-        raise typer.Exit(1)
 
 
 def _small_model(train: Text, held_out: Text) -> Path:

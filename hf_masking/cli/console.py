@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -35,20 +36,22 @@ def quiet() -> None:
 @contextmanager
 def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Progress]:
     """A bar on standard error, if that is a terminal, with one task."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # Not as markup: brackets belong to masks.
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     disable = not (visible and errors.is_terminal)
     with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
         progress.add_task(description, total=total)
         yield progress
 
 
-def load_model(name: str, *, place: bool = True) -> PreTrainedModel:
+def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedModel:
     """A causal language model from a folder or the hub, under the mask that it carries, if it does.
 
     Parameters:
         place: put it on the GPU, if there is one; else it stays where it was read.
+        options: handed to `from_pretrained`.
     """
-    model = _load(load, name, "model")
+    model = _load(functools.partial(load, **options), name, "model")
     return model.to("cuda") if place and torch.cuda.is_available() else model
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -108,7 +109,7 @@ def _table(rows: list[dict[str, Any]], source: str, context: int) -> Table:
     for row in rows:
         bits = "unknown" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
         table.add_row(
-            row["mask"],
+            escape(row["mask"]),
             f"{row['perplexity']:.3f}",
             f"{row['nats_per_token']:.4f}",
             bits,
@@ -131,5 +132,5 @@ def _positions(rows: list[dict[str, Any]]) -> Table:
         for first, end in parts:
             losses = [loss for loss in row["by_position"][first:end] if loss is not None]
             cells.append(f"{sum(losses) / len(losses):.3f}" if losses else "-")
-        table.add_row(row["mask"], *cells)
+        table.add_row(escape(row["mask"]), *cells)
     return table

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from accelerate import PartialState
 from torch import Tensor
@@ -27,7 +28,21 @@ class HeldOutOptions:
     eval_data: str | None = dataclasses.field(
         default=None, metadata={"help": "a text to evaluate on; by default the last tenth of --data"}
     )
+    eval_split: str = dataclasses.field(
+        default="validation", metadata={"help": "the split of --eval-data, if it is a hub data set"}
+    )
     eval_tokens: int = dataclasses.field(default=16_384, metadata={"help": "evaluate on that many tokens of it"})
+
+    def load(self, column: str) -> Text:
+        assert self.eval_data is not None
+        return load_text(self.eval_data, split=self.eval_split, column=column)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingDataOptions(DataOptions):
+    """Which text to train on."""
+
+    split: str = dataclasses.field(default="train", metadata={"help": "the split of --data, if it is a hub data set"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +73,7 @@ def finetune(
     model: Annotated[str, typer.Argument(help="a hub id or a folder")],
     output: Annotated[Path, typer.Option(help="folder for the log, the checkpoints and the best model")],
     masks: MaskOptions,
-    data: DataOptions,
+    data: TrainingDataOptions,
     streaming: StreamOptions,
     held_out: HeldOutOptions,
     writing: WritingOptions,
@@ -73,8 +88,9 @@ def finetune(
     settings.check(processes.num_processes)
     tokenizer = load_tokenizer(model)
     train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
-    # FSDP is for what one GPU has no room for.
-    loaded = load_model(model, place=not asked_for("FSDP"))
+    # What lies in pieces is for what one GPU has no room for. In bfloat16 AdamW's small steps would be rounded away.
+    in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
+    loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
     # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
     mask = masks.mask[0] if masks.mask else CARRIED if layer_masks(loaded) else "causal"
     # Once is enough, and under FSDP only the main process may have weights yet.
@@ -117,11 +133,11 @@ def _texts(
     """What is trained on, the text that is evaluated on, and what of the first a resumed run must have too."""
     if not streaming.stream:
         text = data.load()
-        train, held = text.split(0.1) if held_out.eval_data is None else (text, load_text(held_out.eval_data))
+        train, held = text.split(0.1) if held_out.eval_data is None else (text, held_out.load(data.column))
         return encode(train, tokenizer)[0], held, {"train_sha256": train.sha256}
     if held_out.eval_data is None:
         raise ValueError("a stream has no last tenth to hold out; name a text to evaluate on with --eval-data")
     stream = load_stream(data.data, split=data.split, column=data.column)
     documents = functools.partial(stream.tokens, tokenizer)
     described = {"stream": data.data, "split": data.split, "column": data.column, **dataclasses.asdict(streaming)}
-    return TokenStream(documents, streaming.shuffle_buffer), load_text(held_out.eval_data), described
+    return TokenStream(documents, streaming.shuffle_buffer), held_out.load(data.column), described

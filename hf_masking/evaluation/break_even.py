@@ -15,8 +15,11 @@ _SHORTEST = 256
 def break_even(masks: Sequence[str], shape: Shape, longest: int, rounds: int = 3) -> dict[str, int | None]:
     """For each mask the least length, of 256, 512, ... up to ``longest``, from which on it pays, forward and backward.
 
-    None where it does not pay up to there. Masks that look at the content are left out: what they cost depends on it.
+    None where it does not pay up to there; nothing at all if ``longest`` is below the least. Masks that look at the
+    content are left out: what they cost depends on it.
     """
+    if longest < _SHORTEST:
+        return {}
     static = [mask for mask in masks if not Mask.parse(mask).is_adaptive and Mask.parse(mask).is_bound]
     contenders = [Contender("causal", IS_CAUSAL), *(Contender(mask, "blockwise") for mask in static)]
     rows: list[Row] = []

@@ -5,9 +5,11 @@ FSDP2 and DeepSpeed's ZeRO do the latter.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from ..modeling import is_learned
 from .settings import TrainingSettings
+
+_SIGNATURE = "engine.json"
 
 
 def on_cpu() -> bool:
@@ -73,7 +77,15 @@ def _check_kind(accelerator: Accelerator) -> None:
 
 def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, processes: int) -> None:
     """DeepSpeed clips and counts by a config of its own, which must say what the settings say."""
+    if settings.bf16:
+        raise ValueError(
+            "under DeepSpeed --bf16 would not reach the training, whose autocast is DeepSpeed's own; leave it out, and "
+            "set mixed_precision: bf16 in accelerate's config"
+        )
+    if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
+        raise ValueError("DeepSpeed without ZeRO is DDP; set zero_stage to 1, 2 or 3, or launch with --multi_gpu")
     ours = {
+        "train_batch_size": settings.batch_size,
         "train_micro_batch_size_per_gpu": settings.batch_size // processes,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_gradient_norm,
@@ -84,15 +96,15 @@ def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, pro
                 f"DeepSpeed's config has {name} = {config[name]}, and the settings make it {value}; leave "
                 "it out there, or write 'auto'"
             )
-    for name in ("optimizer", "scheduler"):
+    for name in ("optimizer", "scheduler", "torch_autocast"):
         if name in config:
             raise ValueError(
                 f"DeepSpeed's config has a section '{name}', and this loop brings its own; leave that section out and "
-                "set --learning-rate, --warmup-steps and --weight-decay"
+                "set --learning-rate, --warmup-steps, --weight-decay, and mixed_precision in accelerate's config"
             )
     config.update(ours)
     # The best model is saved whole, in one piece or --max-shard-size.
-    config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 def asked_for(engine: str) -> bool:
@@ -108,10 +120,16 @@ def prepare(
     Raises:
         ValueError: what masks learn would be rounded.
     """
-    if _rounds_weights(accelerator) and any(is_learned(name) for name, _ in model.named_parameters()):
+    masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
+    if masks_learn and _zero_stage(accelerator) == 3:
+        raise ValueError(
+            "ZeRO-3 takes parameters away between the passes, and does not bring those of masks back; set zero_stage: 2, "
+            "or use FSDP2"
+        )
+    if masks_learn and _rounds_weights(accelerator):
         raise ValueError(
             "mixed precision of FSDP or DeepSpeed would round what masks learn to bfloat16, spans of a thousand tokens "
-            "to multiples of four; give --bf16 in its place (and accelerate's mixed_precision: no)"
+            "to multiples of four; set accelerate's mixed_precision to no, and under FSDP give --bf16 in its place"
         )
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
@@ -122,17 +140,51 @@ def prepare(
     return prepared, optimizer
 
 
+def sign(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Notes in a checkpoint which engine wrote it."""
+    (checkpoint / _SIGNATURE).write_text(json.dumps(_signature(accelerator)) + "\n")
+
+
+def check_signature(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Raises a ValueError for a checkpoint whose pieces are not those that this engine reads."""
+    held, wanted = json.loads((checkpoint / _SIGNATURE).read_text()), _signature(accelerator)
+    if held != wanted:
+        raise ValueError(
+            f"{checkpoint} was written by {_in_words(held)}, and cannot be read by {_in_words(wanted)}; launch as "
+            "before, or start anew in another --output"
+        )
+
+
+def _signature(accelerator: Accelerator) -> dict[str, Any]:
+    """Whole models can be read by any number of processes, and so can FSDP's pieces."""
+    if stage := _zero_stage(accelerator):
+        return {"engine": f"ZeRO-{stage}", "processes": accelerator.num_processes}
+    return {"engine": "FSDP" if accelerator.is_fsdp2 else "DDP"}
+
+
+def _in_words(signature: dict[str, Any]) -> str:
+    processes = signature.get("processes")
+    return signature["engine"] + (f" in {processes} processes" if processes else "")
+
+
 def _rounds_weights(accelerator: Accelerator) -> bool:
     """Whether the engine computes with weights in bfloat16, where DDP has autocast round what is multiplied."""
     if accelerator.is_fsdp2:
         return accelerator.state.fsdp_plugin.mixed_precision_policy is not None
-    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16")
+    return bool(_zero_stage(accelerator)) and accelerator.mixed_precision == "bf16"
+
+
+def _zero_stage(accelerator: Accelerator) -> int:
+    """0 without DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return 0
+    return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
 
 
 @contextmanager
 def part_of_step(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
     """Around a part of a batch and its backward pass: gradients are exchanged with the last part."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if _zero_stage(accelerator):
         # Whose backward pass steps as well, and which cannot be kept from exchanging where it cuts gradients.
         accelerator.sync_gradients = is_last
         try:
@@ -151,7 +203,7 @@ def precision(accelerator: Accelerator, settings: TrainingSettings) -> AbstractC
 
     It needs no scaling of the loss, so autocast is all; accelerate's own switch is once a process.
     """
-    enabled = settings.bf16 or accelerator.mixed_precision == "bf16"
+    enabled = settings.bf16 or (accelerator.mixed_precision == "bf16" and not _rounds_weights(accelerator))
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
 
 

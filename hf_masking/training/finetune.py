@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
 from ..modeling import is_learned, mask_penalties
 from .data import IGNORED, Contexts, Shuffled, Source
-from .engine import gathered, number, part_of_step, precision, prepare, start
+from .engine import check_signature, gathered, number, part_of_step, precision, prepare, sign, start
 from .journal import Journal, Record, checked_trackers
 from .lora import merged, skeleton, with_adapters
 from .optimizer import optimizer_of
@@ -95,10 +96,11 @@ def finetune(
     if run is not None:
         run.claim(full, resume)
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            run.describe(full)
     evaluate = evaluate or functools.partial(perplexity, context=settings.context, batch_size=8)
-    with Journal(accelerator, run, on_record, full) as journal:
+    alone = run.alone() if run is not None and accelerator.is_main_process else nullcontext()
+    with alone, Journal(accelerator, run, on_record, full) as journal:
+        if run is not None and accelerator.is_main_process:
+            run.describe(full)
         trainer = _Trainer(accelerator, model, source, eval_ids, settings, journal, writer, evaluate)
         return trainer.run_to_the_end()
 
@@ -133,9 +135,9 @@ class _Trainer:
         trained = model if settings.lora is None else with_adapters(model, settings.lora, settings.lora_alpha)
         set_seed(settings.seed, device_specific=True)
         self.adapted = None if settings.lora is None else skeleton(trained)
-        optimizer = optimizer_of(trained, settings)
-        self.schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, settings.steps)
-        self.model, self.optimizer = prepare(accelerator, trained, optimizer)
+        self.model, self.optimizer = prepare(accelerator, trained, optimizer_of(trained, settings))
+        # Of what `prepare` returns: DeepSpeed may have made another optimizer.
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, settings.warmup_steps, settings.steps)
         accelerator.register_for_checkpointing(self.schedule)
         if isinstance(source, Streamed):
             accelerator.register_for_checkpointing(source)
@@ -230,9 +232,11 @@ class _Trainer:
     def checkpoint(self, steps: int) -> None:
         if self.run_folder is None:
             return
-        self.accelerator.save_state(str(self.run_folder.partial_checkpoint(steps)))
+        aside = self.run_folder.partial_checkpoint(steps)
+        self.accelerator.save_state(str(aside))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            sign(self.accelerator, aside)
             self.run_folder.finish_checkpoint(steps, self.settings.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -240,7 +244,9 @@ class _Trainer:
         """The first step to do: 0, or where the newest checkpoint left off."""
         steps = 0 if self.run_folder is None else self.run_folder.latest_steps()
         if self.run_folder is not None and steps:
-            self.accelerator.load_state(str(self.run_folder.checkpoint(steps)))
+            checkpoint = self.run_folder.checkpoint(steps)
+            check_signature(self.accelerator, checkpoint)
+            self.accelerator.load_state(str(checkpoint))
         self.journal.rewind(steps)
         return steps
 

@@ -9,15 +9,19 @@ best/               the model with the lowest perplexity, its tokenizer and its 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import check_parent, put_in_place, remove, written_aside
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class ClaimedFolder:
         """Checks that the folder is free, or holds this very run and is to be resumed; raises ValueError if not."""
         description_path = self.path / "run.json"
         if not description_path.exists():
-            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            if self.path.is_file() or (self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir())):
                 raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
             check_parent(self.path)
             return
@@ -68,8 +72,8 @@ class ClaimedFolder:
             raise ValueError(
                 f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
             )
-        held = json.loads(description_path.read_text())
-        wanted = json.loads(json.dumps(description))
+        held = _flat(json.loads(description_path.read_text()))
+        wanted = _flat(json.loads(json.dumps(description)))
         different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
         if different:
             key = different[0]
@@ -78,9 +82,38 @@ class ClaimedFolder:
                 f"{wanted.get(key)!r}; give the same {', '.join(different)}, or another --output"
             )
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else works in the folder meanwhile; a ValueError if somebody does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another process is at work in {self.path}; wait for it, or give another --output"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it itself, when it is released
+                (self.path / LOCK).unlink()
+            lock.release()
+            with suppress(OSError):  # unless nothing has been written
+                self.path.rmdir()
+
     def describe(self, description: dict[str, Any]) -> None:
         with written_aside(self.path / "run.json") as aside:
             aside.write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Without levels, so that what differs can be named: settings.learning_rate."""
+    flat: dict[str, Any] = {}
+    for key, value in description.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{before}{key}.") if nested else {f"{before}{key}": value}
+    return flat
 
 
 class RunFolder(ClaimedFolder):
@@ -108,12 +141,11 @@ class RunFolder(ClaimedFolder):
                 break
         return records
 
-    def rewind_log(self, steps: int) -> list[dict[str, Any]]:
-        """Forgets what was logged after the checkpoint at ``steps``; returns what stays."""
+    def rewind_log(self, steps: int) -> None:
+        """Forgets what was logged after the checkpoint at ``steps``."""
         kept = [record for record in self.records() if record["step"] <= steps]
         with written_aside(self.log_path) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        return kept
 
     def checkpoint(self, steps: int) -> Path:
         return self.checkpoints / f"step-{steps:06d}"

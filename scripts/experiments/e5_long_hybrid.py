@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -111,15 +110,17 @@ def cost(folder: str, mask: str) -> tuple[float, int]:
 
 
 def measure() -> Iterator[Row]:
-    for name, (short, long) in (MASKS | {"everything": ("causal", "causal")}).items():
-        model = model_under(short)
-        with TemporaryDirectory() as folder:
-            model.save_pretrained(Path(folder) / "model")
-            seconds, bytes_held = in_own_process(cost, str(Path(folder) / "model"), long)
+    masks = MASKS | {"everything": ("causal", "causal")}
+    with TemporaryDirectory() as folder:
+        model_under("causal").save_pretrained(folder)
+        costs = {name: in_own_process(cost, folder, long) for name, (_, long) in masks.items()}
+    for name, (short, long) in masks.items():
+        seconds, bytes_held = costs[name]
         row = {"sees": name, "mask": long, "pairs": density(Mask.parse(long), LONG), "seconds": seconds}
         row["MiB"] = round(bytes_held / 2**20)
         found: list[float] | list[None] = [None] * len(DISTANCES)
         if name in MASKS:
+            model = model_under(short)
             train(model)
             found = recall(patch_model(model.eval(), long, check=False))
         yield row | {f"from {distance:,} on": share for distance, share in zip(DISTANCES, found, strict=True)}

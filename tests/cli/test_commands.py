@@ -127,6 +127,8 @@ def test_eval(run, model_folder, text_file, tmp_path):
     assert report["text"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
     assert (report["text"]["tokens"], report["text"]["bytes"], report["bos"]) == (300, 300, False)
     assert [row["mask"] for row in report["rows"]] == ["causal", "window:4"]
+    by_head = run("eval", model_folder, "--mask", "heads[window:4; causal]", "--data", text_file, "--context", "24")
+    assert by_head[1].count("heads[window:4; causal]") == 2, "brackets are no markup"
     model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "window:4", layers={0: "strided:2"})
     ids = torch.tensor(AutoTokenizer.from_pretrained(model_folder)(TEXT)["input_ids"][:300])
     expected = perplexity(model, ids, context=24, stride=8, text_bytes=300)
@@ -192,9 +194,9 @@ def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
 
 
 def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
-    output = tmp_path / "out" / "report"
+    output, own = tmp_path / "out" / "report", shutil.copytree(model_folder, tmp_path / "own")
     arguments = [
-        "compare", model_folder, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4", "--context", "16",
+        "compare", own, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4", "--context", "16",
         "--steps", "4", "--eval-every", "2", "--batch-size", "2", "--eval-tokens", "129", "--longest", "256",
         "--output", output,
     ]  # fmt: skip
@@ -232,7 +234,13 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
     assert json.loads((output / "report.json").read_text())["trials"][0] == causal
     code, out, err = run(*arguments, "--batch-size", "3", "--resume")
     assert code == 2
-    assert "holds a run with options" in err
+    assert "holds a run with options.batch_size = 2, and it cannot be resumed with 3" in err
+    retrained = AutoModelForCausalLM.from_pretrained(own)
+    retrained.get_input_embeddings().weight.data += 1
+    retrained.save_pretrained(own)
+    code, out, err = run(*arguments, "--resume")
+    assert code == 2
+    assert "holds a run with model_sha256" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -30,6 +30,7 @@ CASES = {
     "adaptive": (
         "llama", ADAPTIVE, {"mask_learning_rate": 0.1, "mask_penalty": 1.0, "gradient_checkpointing": True}, False
     ),
+    "relevance": ("llama", "relevance&window:12", {"mask_learning_rate": 0.01, "mask_penalty": 1.0}, True),
     "lora": ("llama", ADAPTIVE, {"lora": 2}, True),
 }  # fmt: skip
 
@@ -95,9 +96,15 @@ def start_zero(stage):
 
 ENGINES = {
     "fsdp2": start_fsdp,
+    "zero1": lambda _: start_zero(1),
     "zero2": lambda _: start_zero(2),
     "zero3": lambda _: start_zero(3),
 }
+
+
+def cases_of(engine):
+    """Masks that learn are refused under ZeRO-3."""
+    return ["window"] if engine == "zero3" else list(CASES)
 
 
 def run_on(engine, case, folder, **more):
@@ -108,7 +115,7 @@ def run_on(engine, case, folder, **more):
 
 def main(engine, folder):
     found = {}
-    for case in CASES:
+    for case in cases_of(engine):
         _, result = run_on(engine, case, folder / case)
         with killed_after(3):
             run_on(engine, case, folder / f"{case}-killed")

@@ -62,7 +62,12 @@ def test_what_would_become_something_else_is_refused(variable, value, message, f
     [
         ({"gradient_clipping": 0.3}, "gradient_clipping = 0.3, and the settings make it 1.0; leave it out"),
         ({"train_micro_batch_size_per_gpu": 1}, "train_micro_batch_size_per_gpu = 1, and the settings"),
+        ({"train_batch_size": 64}, "train_batch_size = 64, and the settings make it"),
         ({"optimizer": {"type": "Adam"}}, "a section 'optimizer', and this loop brings its own"),
+        ({"torch_autocast": {"enabled": True}}, "a section 'torch_autocast', and this loop brings its own"),
+        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 takes parameters away between the passes"),
+        ({"zero_optimization": {"stage": 0}}, "DeepSpeed without ZeRO is DDP; set zero_stage to 1, 2 or 3"),
+        ({"bf16": {"enabled": True}}, "would round what masks learn to bfloat16"),
         ({"fp16": {"enabled": True}}, "mixed_precision = fp16, which this loop does not do"),
     ],
 )
@@ -76,7 +81,7 @@ def test_a_config_of_deepspeed_that_says_something_else_is_refused(
         for name, value in {"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero.json")}.items():
             monkeypatch.setenv(f"ACCELERATE_{name}", value)
         with pytest.raises(ValueError, match=message):
-            finetune(model(), TRAIN, EVAL, SETTINGS)
+            finetune(patch_model(build("llama"), "span:max=8", check=False), TRAIN, EVAL, SETTINGS)
     finally:
         dist.destroy_process_group()
 

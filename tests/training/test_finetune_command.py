@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from hf_masking import from_pretrained
 from hf_masking.cli.console import load_tokenizer
-from hf_masking.evaluation import load_stream, load_text
+from hf_masking.evaluation import Text, load_stream, load_text
 
 from ..cli.conftest import model_folder, run, text_file
 from .test_sharded import ROOT
@@ -65,6 +68,29 @@ def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
     code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")
     assert code == 2
     assert "holds a run with shuffle_buffer = 3, and it cannot be resumed with 256" in err
+
+
+def test_weights_are_trained_in_float32(run, model_folder, streamed, tmp_path):
+    rounded = shutil.copytree(model_folder, tmp_path / "rounded")
+    AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).save_pretrained(rounded)
+    code, _, err = run("finetune", rounded, *streamed[1:], "--output", tmp_path / "run", "--learning-rate", "1e-6")
+    assert code == 0, err
+    assert {p.dtype for p in from_pretrained(tmp_path / "run" / "best").parameters()} == {torch.float32}
+
+
+def test_a_data_set_of_the_hub_is_trained_on_and_held_out_by_its_splits(run, model_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def load(source, *, split="test", column="text"):
+        asked.append((source, split, column))
+        return Text(source, "some words\n" * 200)
+
+    monkeypatch.setattr("hf_masking.cli.options.load_text", load)
+    monkeypatch.setattr("hf_masking.cli.finetune.load_text", load)
+    arguments = ["--data", "owner/set", "--eval-data", "owner/set", "--column", "content", *QUICK]
+    code, _, err = run("finetune", model_folder, *arguments, "--output", tmp_path / "run")
+    assert code == 0, err
+    assert asked == [("owner/set", "train", "content"), ("owner/set", "validation", "content")]
 
 
 def test_a_best_model_in_pieces(run, streamed, tmp_path):

@@ -11,18 +11,19 @@ from safetensors import safe_open
 
 from hf_masking import from_pretrained, perplexity
 
-from .in_pieces import CASES, EVAL, run
+from .in_pieces import EVAL, cases_of, run
 from .test_sharded import ROOT
 
 # What the second process writes into a checkpoint, of what it alone holds: weights, or the optimizer's state.
 PIECES = {
     "fsdp2": "pytorch_model_fsdp_0/__1_0.distcp",
+    "zero1": "pytorch_model/zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero2": "pytorch_model/zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero3": "pytorch_model/zero_pp_rank_1_mp_rank_00_model_states.pt",
 }
 
 
-@pytest.fixture(scope="module", params=PIECES)
+@pytest.fixture(scope="module")
 def in_pieces(request, tmp_path_factory):
     """What two processes have found, their folders, and what the second one must have written."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -45,10 +46,16 @@ def norms(run):
     return [record["gradient_norm"] for record in log if "loss" in record]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("in_pieces", "case"), [(engine, case) for engine in PIECES for case in cases_of(engine)], indirect=["in_pieces"]
+)
 def test_pieces_train_as_a_whole_model_does(in_pieces, case, tmp_path):
     folder, found, piece = in_pieces
     found = found[case]
+    with pytest.raises(
+        ValueError, match=r"step-000004 was written by (FSDP|ZeRO-\d in 2 processes), and cannot be read"
+    ):
+        run(case, folder / case, resume=True)
     assert (folder / case / "checkpoints" / "step-000004" / piece).stat().st_size
     _, whole = run(case, tmp_path / "whole")
     assert found["losses"] == pytest.approx(whole.losses, abs=1e-5)
