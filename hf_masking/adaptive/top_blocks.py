@@ -62,7 +62,8 @@ class TopBlocks(AdaptiveMask):
         complete = keys.shape[-2] // self.block
         blocks = keys[..., : complete * self.block, :].unflatten(-2, (complete, self.block))
         if self.score == "mean":
-            return blocks.mean(-2)
+            # In half precision the mean would be rounded as well, and the choice be another.
+            return at_least_float32(blocks).mean(-2)
         return torch.cat([blocks.amax(-2), blocks.amin(-2)], dim=-1)
 
     def scores(self, queries: Tensor, summaries: Tensor) -> Tensor:
@@ -75,7 +76,9 @@ class TopBlocks(AdaptiveMask):
 
     @torch.no_grad()
     def choose(self, queries: Tensor, summaries: Tensor, positions: Tensor) -> Tensor:
-        """The completed blocks that are chosen, in any order ``[..., n, k]``; -1 where there are fewer.
+        """The completed blocks that are chosen, in any order ``[..., n, c]``; -1 where there are fewer.
+
+        c is k, or the number of blocks if that is less (but 1 at least): what k asks for beyond it costs nothing.
 
         Parameters:
             queries: ``[..., g, n, D]``.
@@ -93,7 +96,8 @@ class TopBlocks(AdaptiveMask):
         if self.k < count:
             self._settle_ties(scores, best.values, chosen)
         chosen = chosen[..., : self.k]
-        return pad(chosen, (0, self.k - chosen.shape[-1]), value=-1)
+        wanted = min(self.k, max(1, summaries.shape[-2]))
+        return pad(chosen, (0, wanted - chosen.shape[-1]), value=-1)
 
     def _settle_ties(self, scores: Tensor, best: Tensor, chosen: Tensor) -> None:
         """Of equal scores takes the later blocks, so that a choice does not depend on how many there are.

@@ -144,7 +144,8 @@ def attend(
         raise ValueError(
             f"{type(module).__name__} runs on attn_implementation={IMPLEMENTATION!r} but has no mask; call "
             "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
-            "or load with attn_implementation='sdpa' for full attention"
+            "or load with attn_implementation='sdpa' for full attention; encoders beside a patched decoder are not "
+            "supported"
         )
     _refuse_unknown(module, kwargs)
     mask = layer_mask.under(sliding_window)

@@ -175,9 +175,15 @@ class MaskedLayer(DynamicLayer):
             self._summaries = BlockSummaries(leaf)
         keys = self.keys
         assert keys is not None
-        counts = batch.count(self.seen).tolist()
-        counts = counts * (len(keys) // len(counts))
-        return self._summaries.update(keys, batch.positions(self.columns), counts)
+
+        def counts(tokens: int) -> list[int]:
+            found = batch.count(tokens).tolist()
+            return found * (len(keys) // len(found))
+
+        if not self._summaries.are_of(counts):
+            # attention_mask says something else of the cached tokens than before: the blocks are others.
+            self._summaries = BlockSummaries(leaf)
+        return self._summaries.update(keys, batch.positions(self.columns), self.seen, counts(self.seen))
 
     @property
     def held_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -102,11 +102,6 @@ def attach(
 def detach(attention: nn.Module) -> None:
     if NAME in attention._modules:
         delattr(attention, NAME)
-
-
-def parameters(model: nn.Module) -> Iterable[nn.Parameter]:
-    """All that the masks of a model learn."""
-    return [parameter for name, parameter in model.named_parameters() if is_learned(name)]
 
 
 def is_learned(name: str) -> bool:

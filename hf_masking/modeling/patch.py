@@ -194,7 +194,7 @@ def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
 
 def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[AdaptiveMask, nn.Module]]) -> None:
     wanted = patch.settings
-    for module in list(model.modules()):
+    for module in list(_decoder(model, False)):
         layer = getattr(module, "layer_idx", None)
         if not isinstance(layer, int):
             continue
@@ -210,6 +210,16 @@ def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[Adaptiv
                 f"no attention module was found in layer {layer} of {type(model).__name__}, where "
                 f"'{wanted.mask_of(layer)}' would read the hidden states"
             )
+
+
+def _decoder(module: nn.Module, inside: bool) -> Iterator[nn.Module]:
+    """The modules of the decoder: not those of an image encoder beside it, whose layers count from 0 as well."""
+    if isinstance(module, PreTrainedModel):
+        inside = _takes_a_batch(module)
+    if inside:
+        yield module
+    for child in module.children():
+        yield from _decoder(child, inside)
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -50,4 +50,6 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
         raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
     if getattr(found.config.get_text_config(), "attention_chunk_size", None):
         raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
+    if getattr(found.config.get_text_config(), "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(f"{type(found).__name__} has layers that share keys, which are not supported")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,22 +15,34 @@ class BlockSummaries:
 
     Blocks count positions, so the rows of a padded batch are at different blocks.
 
-    states: ``[B, Hkv, blocks, s]``, with room for more; complete: the number of blocks of each row.
+    states: ``[B, Hkv, blocks, s]``, with room for more; complete: the number of blocks of each row; seen and counts:
+    the tokens of the last update, and how many of them were real in each row.
     """
 
     def __init__(self, leaf: TopBlocks) -> None:
         self.leaf = leaf
         self.states: Tensor | None = None
         self.complete: list[int] = []
+        self.seen, self.counts = 0, [0]
 
-    def update(self, keys: Tensor, positions: Tensor, counts: Sequence[int]) -> Tensor:
+    def are_of(self, counts: Callable[[int], list[int]]) -> bool:
+        """Whether as many of the first tokens are real as when they were summarized.
+
+        Parameters:
+            counts: gives the number of real ones among the first tokens, for each row.
+        """
+        return not self.seen or counts(self.seen) == self.counts
+
+    def update(self, keys: Tensor, positions: Tensor, seen: int, counts: list[int]) -> Tensor:
         """Adds what has become complete; returns the summaries of all blocks.
 
         Parameters:
             keys: all that are kept ``[B, Hkv, K, D]``.
             positions: of the keys ``[B or 1, K]``, negative for padding.
-            counts: real tokens of each row.
+            seen: tokens of each row, padding included.
+            counts: the real ones of each row.
         """
+        self.seen, self.counts = seen, counts
         complete = [count // self.leaf.block for count in counts]
         self.complete = self.complete or [0] * len(keys)
         states = self._with_room(keys, max(complete))
@@ -49,15 +61,19 @@ class BlockSummaries:
     def crop(self, tokens: int) -> None:
         """Forgets the blocks of the last tokens that are taken back, or some more."""
         self.complete = [max(0, done - -(-tokens // self.leaf.block)) for done in self.complete]
+        # How many of the rest were real is not known.
+        self.seen = 0
 
     def select(self, rows: Tensor) -> None:
         if self.states is not None:
             self.states = self.states.index_select(0, rows.to(self.states.device))
             self.complete = [self.complete[row] for row in rows.tolist()]
+            self.counts = [self.counts[row] for row in rows.tolist()]
 
     def _with_room(self, keys: Tensor, blocks: int) -> Tensor:
         if self.states is None or self.states.shape[2] < blocks or self._is_closed(self.states):
-            room = keys.new_zeros(*keys.shape[:2], blocks + blocks // 4 + 1, self._size(keys))
+            one = self.leaf.summaries(keys[:1, :1, :1].detach().expand(-1, -1, self.leaf.block, -1))
+            room = one.new_zeros(*keys.shape[:2], blocks + blocks // 4 + 1, one.shape[-1])
             if self.states is not None:
                 room[:, :, : self.states.shape[2]] = self.states[:, :, : room.shape[2]]
             self.states = room
@@ -67,6 +83,3 @@ class BlockSummaries:
     def _is_closed(states: Tensor) -> bool:
         """What was made in inference mode may not be written to outside of it."""
         return states.is_inference() and not torch.is_inference_mode_enabled()
-
-    def _size(self, keys: Tensor) -> int:
-        return int(self.leaf.summaries(keys[:1, :1, :1].expand(-1, -1, self.leaf.block, -1)).shape[-1])

@@ -46,11 +46,6 @@ class Selected:
         """Pairs of tokens that are computed, for each query head."""
         return self.rows.numel() * self.block
 
-    @property
-    def chosen(self) -> int:
-        """Pairs of tokens that have been chosen, for each query head."""
-        return int(self.taken.sum()) * self.block
-
     def positions(self, tiles: slice) -> tuple[Tensor, Tensor]:
         """The positions of the queries ``[t, R, 1]`` and the keys ``[t, 1, block]`` of some tiles."""
         within = torch.arange(self.block, device=self.rows.device)

@@ -123,8 +123,8 @@ def prepare(
     masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
     if masks_learn and _zero_stage(accelerator) == 3:
         raise ValueError(
-            "ZeRO-3 takes parameters away between the passes, and does not bring those of masks back; set zero_stage: 2, "
-            "or use FSDP2"
+            "ZeRO-3 takes parameters away between the passes, and does not bring those of masks back; set zero_stage "
+            "to 2, or use FSDP2"
         )
     if masks_learn and _rounds_weights(accelerator):
         raise ValueError(

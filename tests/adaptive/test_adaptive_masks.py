@@ -140,6 +140,16 @@ def test_choices_are_those_of_brute_force(score, heads):
         assert sorted(chosen[i].tolist()) == [-1] * (2 - len(expected)) + sorted(expected), i
 
 
+def test_more_blocks_than_there_are_cost_nothing():
+    draw = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(1, 23, 5, generator=draw), torch.randn(23, 5, generator=draw)
+    all_there, more = TopBlocks(3, 7), TopBlocks(3, 9)
+    chosen = [mask.choose(queries, mask.summaries(keys), torch.arange(23)) for mask in (all_there, more)]
+    assert torch.equal(*(blocks.sort(-1).values for blocks in chosen))
+    assert chosen[1].shape == (23, 7)
+    assert more.choose(queries[:, :2], more.summaries(keys[:2]), torch.arange(2)).tolist() == [[-1], [-1]]
+
+
 @pytest.mark.parametrize("score", ["mean", "minmax"])
 def test_of_equal_scores_the_later_blocks_are_chosen(score):
     mask = TopBlocks(2, 2, score)
@@ -194,11 +204,12 @@ def test_a_dynamic_span_at_its_longest_can_get_shorter():
     assert bool((module.bias.grad > 0).all())
 
 
+@pytest.mark.parametrize("score", ["mean", "minmax"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_chooses_what_its_numbers_say(dtype):
-    mask, draw = TopBlocks(16, 4), torch.Generator().manual_seed(0)
+def test_half_precision_chooses_what_its_numbers_say(dtype, score):
+    mask, draw = TopBlocks(16, 4, score), torch.Generator().manual_seed(0)
     queries = (torch.randn(4, 256, 64, generator=draw) * 30).to(dtype)
-    keys = (torch.randn(256, 64, generator=draw) * 100).to(dtype)
+    keys = (torch.randn(256, 64, generator=draw) * 100 + 300).to(dtype)
     chosen = mask.choose(queries, mask.summaries(keys), torch.arange(256))
     exact = mask.choose(queries.double(), mask.summaries(keys.double()), torch.arange(256))
     assert float((chosen.sort().values == exact.sort().values).double().mean()) > 0.999

@@ -12,10 +12,19 @@ from transformers import (
     DynamicCache,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
     Gemma4TextConfig,
 )
 
-from hf_masking import check_model, from_pretrained, mask_penalties, masked_attention, patch_model, patched
+from hf_masking import (
+    UnsupportedModelError,
+    check_model,
+    from_pretrained,
+    mask_penalties,
+    masked_attention,
+    patch_model,
+    patched,
+)
 from hf_masking.modeling import is_learned, learned
 
 from .families import build
@@ -201,6 +210,46 @@ def test_layers_with_heads_of_their_own(spec):
     torch.manual_seed(0)
     model = patch_model(AutoModelForCausalLM.from_config(config).eval(), spec)
     assert check_model(learn(model)).passed
+
+
+def test_an_encoder_of_images_beside_the_decoder_gets_no_mask():
+    text = Gemma4TextConfig(
+        **TINY, num_key_value_heads=2, head_dim=8, layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16, hidden_size_per_layer_input=0, vocab_size_per_layer_input=97, num_kv_shared_layers=0,
+    )  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
+        "position_embedding_size": 64,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(Gemma4Config(text_config=text, vision_config=vision, audio_config=None))
+    patch_model(model, "span:max=20", check=False)
+    learned = [name for name, _ in model.named_parameters() if is_learned(name)]
+    assert len(learned) == 2 and all("language_model" in name for name in learned)
+    with pytest.raises(ValueError, match=r"has no mask; .* encoders beside a patched decoder are not supported"):
+        model.get_image_features(torch.rand(1, 16, 48), torch.zeros(1, 16, 2, dtype=torch.long))
+
+
+def test_layers_that_share_keys_are_refused():
+    types = ["sliding_attention", "full_attention"] * 2
+    text = Gemma4TextConfig(**TINY | {"num_hidden_layers": 4}, num_kv_shared_layers=2, layer_types=types)
+    with pytest.raises(UnsupportedModelError, match="has layers that share keys, which are not supported"):
+        patch_model(AutoModelForCausalLM.from_config(text), "window:4")
+
+
+def test_summaries_of_blocks_that_the_attention_mask_moves():
+    """Hidden later, cached tokens give up their positions, and blocks become others."""
+    model, ids = patch_model(build("llama"), "top_blocks:block=4,k=2", check=False), tokens(1, 42)
+    cache = model(ids[:, :40], use_cache=True).past_key_values
+    seen = torch.ones(1, 42, dtype=torch.long)
+    model(ids[:, 40:41], past_key_values=cache, attention_mask=seen[:, :41])
+    seen[:, :6] = 0
+    step = model(ids[:, 41:], past_key_values=cache, attention_mask=seen).logits
+    for layer in cache.layers:
+        layer.crop(41)
+        layer._summaries = None
+    anew = model(ids[:, 41:], past_key_values=cache, attention_mask=seen).logits
+    torch.testing.assert_close(step, anew, atol=1e-5, rtol=0)
 
 
 def test_features_without_a_mask_that_reads_them_are_refused():
