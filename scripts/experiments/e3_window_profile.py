@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from lab import Claim, Row, gains, run
+from lab import Claim, Row, gains, lower, run
 from losses import tokens
 from tuning import tuned
 
@@ -62,7 +62,7 @@ def judge(rows: list[Row]) -> list[Claim]:
         ),
         Claim(
             "growing beats shrinking, by more than twice the error",
-            f"its loss is {growing:.2f}% ± {error:.2f}% lower",
+            f"its loss is {lower(growing, error)}",
             growing > max(2 * error, 0.3),
         ),
         Claim(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lab import Claim, Row, gains, run
+from lab import Claim, Row, gains, lower, run
 from learning import learn
 from losses import tokens
 from torch import Tensor
@@ -94,18 +94,17 @@ def judge(rows: list[Row]) -> list[Claim]:
     return [
         Claim(
             "on text fixed beats strided",
-            f"its loss is {fixed:.2f}% ± {error:.2f}% lower",
+            f"its loss is {lower(fixed, error)}",
             fixed > max(2 * error, 0.3),
         ),
         Claim(
             "on text dense is not worse than fixed",
-            f"its loss is {dense:.2f}% ± {dense_error:.2f}% lower; that of the window is {window:.2f}% ± "
-            f"{window_error:.2f}% lower than that of fixed",
+            f"its loss is {lower(dense, dense_error)}; that of the window is {lower(window, window_error)} than fixed",
             dense > -2 * dense_error,
         ),
         Claim(
             "control: on images strided beats fixed",
-            f"its loss is {turned:.2f}% ± {turned_error:.2f}% lower",
+            f"its loss is {lower(turned, turned_error)}",
             turned > 2 * turned_error,
         ),
     ]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lab import Claim, Row, gains, run
+from lab import Claim, Row, gains, lower, run
 from learning import learn
 from losses import tokens
 from torch import Tensor
@@ -156,7 +156,7 @@ def judge(rows: list[Row]) -> list[Claim]:
         ),
         Claim(
             "on text chosen blocks and the window differ by less than 3%",
-            f"the loss of chosen blocks is {gain:.2f}% ± {error:.2f}% lower",
+            f"the loss of chosen blocks is {lower(gain, error)}",
             abs(gain) < 3,
         ),
         Claim(

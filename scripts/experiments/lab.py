@@ -75,6 +75,11 @@ def gains(rows: list[Row], better: str, worse: str, figure: str) -> tuple[float,
     return statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5
 
 
+def lower(gain: float, error: float) -> str:
+    """In words, of `gains`."""
+    return f"{abs(gain):.2f}% ± {error:.2f}% {'lower' if gain >= 0 else 'higher'}"
+
+
 def section(path: Path) -> str:
     """What docs/experiments.md says of a run: its verdicts, its table, its command."""
     kept = json.loads(path.read_text())
