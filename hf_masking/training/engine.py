@@ -118,7 +118,7 @@ def prepare(
     """The model and its optimizer as the engine wants them; all processes start from the weights of the main one.
 
     Raises:
-        ValueError: what masks learn would be rounded.
+        ValueError: what masks learn would be rounded, or taken away between the passes.
     """
     masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
     if masks_learn and _zero_stage(accelerator) == 3:
@@ -201,9 +201,10 @@ def part_of_step(accelerator: Accelerator, model: nn.Module, is_last: bool) -> I
 def precision(accelerator: Accelerator, settings: TrainingSettings) -> AbstractContextManager[None]:
     """bfloat16 means one thing, whether ``--bf16`` or accelerate's ``mixed_precision`` says so, and in evaluation too.
 
-    It needs no scaling of the loss, so autocast is all; accelerate's own switch is once a process.
+    It needs no scaling of the loss, so autocast is all; accelerate's own switch is once a process. Of DeepSpeed
+    the weights themselves are in bfloat16.
     """
-    enabled = settings.bf16 or (accelerator.mixed_precision == "bf16" and not _rounds_weights(accelerator))
+    enabled = settings.bf16 or (accelerator.mixed_precision == "bf16" and not _zero_stage(accelerator))
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
 
 

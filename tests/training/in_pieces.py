@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
 from transformers.utils.logging import disable_progress_bar
 
 from hf_masking import patch_model
@@ -116,11 +117,12 @@ def run_on(engine, case, folder, **more):
 def main(engine, folder):
     found = {}
     for case in cases_of(engine):
-        _, result = run_on(engine, case, folder / case)
+        model, result = run_on(engine, case, folder / case)
+        layers = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
         with killed_after(3):
             run_on(engine, case, folder / f"{case}-killed")
         _, again = run_on(engine, case, folder / f"{case}-killed", resume=True)
-        found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses}
+        found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses, "layers": layers}
     if PartialState().is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
     PartialState().destroy_process_group()

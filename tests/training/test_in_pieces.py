@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,9 @@ def test_pieces_train_as_a_whole_model_does(in_pieces, case, tmp_path):
         ValueError, match=r"step-000004 was written by (FSDP|ZeRO-\d in 2 processes), and cannot be read"
     ):
         run(case, folder / case, resume=True)
+    # FSDP cuts layer by layer, ZeRO knows none.
+    layers = [name for name in found["layers"] if re.search(r"(layers|h)\.\d+$", name)]
+    assert len(layers) == (2 if "fsdp" in piece else 0)
     assert (folder / case / "checkpoints" / "step-000004" / piece).stat().st_size
     _, whole = run(case, tmp_path / "whole")
     assert found["losses"] == pytest.approx(whole.losses, abs=1e-5)
