@@ -4,10 +4,12 @@ by the log-sum-exps."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from ..plan.selected import Selected
 from .operands import LOG2E, Backward, Forward, Scoring, Weighing, normalized
@@ -34,9 +36,7 @@ def forward(part: Selected, x: Forward, scoring: Scoring, generator: torch.Gener
     merged = torch.cat([of_rows, rows_lse[:, None]], dim=1).mul_(1 / LOG2E).logsumexp(1).mul_(LOG2E)
     shift = merged.clamp(min=torch.finfo(merged.dtype).min)
     shares = of_rows.sub_(shift[:, None]).exp2_()
-    rows_out.mul_((rows_lse - shift).exp2_())
-    for place, share in zip(part.places.T, shares.unbind(1), strict=True):
-        rows_out.addcmul_(tiles.take(out, place, "term"), share)
+    rows_out.mul_((rows_lse - shift).exp2_()).add_(tiles.summed(out, shares))
     rows_lse.copy_(merged)
 
 
@@ -70,10 +70,10 @@ def backward(part: Selected, x: Backward, scoring: Scoring, generator: torch.Gen
         torch.bmm(grad_scores, tiles.blocks_of(tiles.key, some, "keys"), out=product)
         in_blocks = tiles.product("in_blocks", grad_scores.mT, rows)
         grad_key.index_add_(0, blocks, in_blocks, alpha=scoring.scale)
-    tiles.add_slots(x.grad_query, grad_query, scoring.scale)
+    x.grad_query.transpose(0, 1).add_(tiles.summed(grad_query), alpha=scoring.scale)
     for weighing, grad in zip(tiles.weighings, of_features, strict=True):
         if weighing.grad_query is not None:
-            tiles.add_slots(weighing.grad_query, grad, 1.0)
+            weighing.grad_query.transpose(0, 1).add_(tiles.summed(grad))
 
 
 class _Tiles:
@@ -88,8 +88,15 @@ class _Tiles:
         self.weighings = x.weighings if part.weighted else []
         self.query = self.by_query(x.query)
         self.key, self.value = (self.in_blocks(y[self.key_head]) for y in (x.key, x.value))
-        # Products with a transposed block take half as long again.
-        self.transposed_key, self.transposed_value = self.key.mT.contiguous(), self.value.mT.contiguous()
+
+    # Products with a transposed block take half as long again.
+    @functools.cached_property
+    def transposed_key(self) -> Tensor:
+        return self.key.mT.contiguous()
+
+    @functools.cached_property
+    def transposed_value(self) -> Tensor:
+        return self.value.mT.contiguous()
 
     def batches(self) -> Iterator[tuple[slice, slice]]:
         """Some tiles, and their slots."""
@@ -105,10 +112,14 @@ class _Tiles:
         slots[-1] = missing
         return slots
 
-    def add_slots(self, total: Tensor, slots: Tensor, factor: float) -> None:
-        """Adds to each query ``[h, m, D]`` what is in its slots."""
-        for place in self.part.places.T:
-            total.transpose(0, 1).add_(self.take(slots, place, "term"), alpha=factor)
+    def summed(self, slots: Tensor, shares: Tensor | None = None) -> Tensor:
+        """What is in the slots of each query, times its share ``[m, k, h, 1]``, as a sum ``[m, h, size]``."""
+        head = torch.arange(self.heads, device=slots.device)[:, None]
+        places = (self.part.places[:, None] * self.heads + head).flatten(0, 1)
+        weights = None if shares is None else shares[..., 0].mT.reshape(places.shape)
+        # Reads and adds at once: three times as fast as one after the other.
+        sums = embedding_bag(places, slots.flatten(0, 1), mode="sum", per_sample_weights=weights)
+        return sums.unflatten(0, (-1, self.heads))
 
     def take(self, x: Tensor, index: Tensor, name: str) -> Tensor:
         """``x[index]`` in scratch memory."""
