@@ -147,7 +147,7 @@ def main(
     choice_length: Annotated[int, typer.Option(help="tokens at which chosen blocks are trained")] = 16384,
     span_length: Annotated[int, typer.Option(help="tokens at which spans are trained")] = 8192,
     context: Annotated[int, typer.Option(help="tokens in the cache of a step of decoding")] = 32768,
-    rounds: Annotated[int, typer.Option(help="repeats, in which all contenders take turns")] = 7,
+    rounds: Annotated[int, typer.Option(help="repeats, in which all contenders take turns")] = 15,
 ) -> None:
     """Measure what masks that look at the content cost against dense attention."""
     quiet()
