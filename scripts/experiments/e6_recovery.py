@@ -7,6 +7,8 @@ Expected before the run: what a mask costs (its loss less that of full attention
 half in 300 steps, for each mask; and the sinks, which help a window before any fine-tuning, no longer do after 1,000
 steps (less than a third of their help is left).
 Control, which must show nothing: full attention, whose loss changes by less than a tenth of what the masks recover.
+A first run, with 512 tokens a step and twice the learning rate, would have taken three quarters of an hour and was
+stopped after full attention, whose loss had risen from 2.502 to 2.544: the text it learns from is one it has seen.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tuning import tuned
 
 from hf_masking.training import TrainingSettings
 
-CONTEXT, POINTS = 512, (0, 100, 300, 1000)
+CONTEXT, POINTS = 256, (0, 100, 300, 1000)
 MASKS = (
     "causal",
     "window:32",
@@ -33,7 +35,7 @@ MASKS = (
     "top_blocks:block=16,k=2",
 )
 SETTINGS = TrainingSettings(
-    context=CONTEXT, steps=max(POINTS), batch_size=1, learning_rate=2e-4, warmup_steps=20, eval_every=100
+    context=CONTEXT, steps=max(POINTS), batch_size=1, learning_rate=1e-4, warmup_steps=20, eval_every=100
 )
 
 
