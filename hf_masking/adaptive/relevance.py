@@ -15,6 +15,7 @@ from .adaptive_mask import TILE, AdaptiveMask, Features, LayerShape, at_least_fl
 
 _OPEN = 8.0  # what the scores start with: sigmoid(8) = 0.9997
 _FAR = 1e30  # stands for a key that is not there
+_ROWS = 16 * TILE  # queries that are held against all keys together
 _SAMPLES = 8  # keys for each query from which the density is estimated
 
 
@@ -66,9 +67,9 @@ class Relevance(AdaptiveMask):
         # Heads that share a key head have the same features.
         query, key = features.query[heads.start].detach(), features.key[heads.start // group].detach()
         tiles = [pad(key, (0, 0, 0, -len(key) % TILE), value=end).unflatten(0, (-1, TILE)) for end in (-_FAR, _FAR)]
-        # No product with a key of the tile is greater than this one.
-        highest = query.clamp(min=0) @ tiles[0].amax(1).mT + query.clamp(max=0) @ tiles[1].amin(1).mT
-        highest = pad(highest, (0, 0, 0, -len(query) % TILE), value=-torch.inf).unflatten(0, (-1, TILE)).amax(1)
+        greatest, least = tiles[0].amax(1), tiles[1].amin(1)
+        # Some rows at a time: all of them against the tiles of all keys would be N^2 / TILE numbers.
+        highest = torch.cat([_highest(rows, greatest, least) for rows in query.split(_ROWS)])
         # Behind this a rounding error is no pair that is lost. The last tiles hold each token's own key.
         wanted = highest >= self.lowest_score - 1e-3
         return wanted | _own_tiles(len(query), len(key), query.device)
@@ -80,6 +81,17 @@ class Relevance(AdaptiveMask):
 
     def lanes(self, features: Features, heads: int, group: int) -> Sequence[Hashable]:
         return [head // group for head in range(heads)] if features.hard and self.threshold else [None] * heads
+
+
+def _highest(query: Tensor, greatest: Tensor, least: Tensor) -> Tensor:
+    """A bound of the products of queries ``[q, r]`` and keys in each tile ``[q / TILE, tiles]``.
+
+    Parameters:
+        greatest, least: each feature of the keys of each tile ``[tiles, r]``.
+    """
+    # No product with a key between these two is greater.
+    highest = query.clamp(min=0) @ greatest.mT + query.clamp(max=0) @ least.mT
+    return pad(highest, (0, 0, 0, -len(query) % TILE), value=-torch.inf).unflatten(0, (-1, TILE)).amax(1)
 
 
 def _own_tiles(queries: int, keys: int, device: torch.device) -> Tensor:

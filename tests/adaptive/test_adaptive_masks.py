@@ -1,6 +1,7 @@
 """The masks as values: spelling, refusals, what they are equal to, and what they promise to the parts of a plan."""
 
 import pickle
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_masking import AdaptiveSpan, Mask, Relevance, TopBlocks
-from hf_masking.adaptive import ADAPTIVE, Features, LayerShape
+from hf_masking.adaptive import ADAPTIVE, Features, LayerShape, relevance
 from hf_masking.adaptive.adaptive_mask import TILE
 from hf_masking.masks import FOREVER, Causal, SlidingWindow
 
@@ -177,7 +178,8 @@ def test_no_tile_with_a_weight_is_left_out(queries, more, threshold, seed):
     query, key = torch.randn(1, queries, 3, generator=draw), torch.randn(1, queries + more, 3, generator=draw) * 3
     distance = torch.arange(more, queries + more)[:, None] - torch.arange(queries + more)
     weights = mask.log_weight(query[0], key[0], distance, hard=True) > -torch.inf
-    tiles = mask.tiles_that_count(Features(query, key), slice(0, 1), 1)
+    with patch.object(relevance, "_ROWS", 2 * TILE):
+        tiles = mask.tiles_that_count(Features(query, key), slice(0, 1), 1)
     covered = tiles.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)[:queries, : queries + more]
     assert not bool((weights & ~covered & (distance >= 0)).any())
 
