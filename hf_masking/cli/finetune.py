@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import torch
 import typer
 from accelerate import PartialState
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
 from ..modeling import layer_masks, patch_model
@@ -88,13 +89,7 @@ def finetune(
     settings.check(processes.num_processes)
     tokenizer = load_tokenizer(model)
     train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
-    # What lies in pieces is for what one GPU has no room for. In bfloat16 AdamW's small steps would be rounded away.
-    in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
-    loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
-    # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
-    mask = masks.mask[0] if masks.mask else CARRIED if layer_masks(loaded) else "causal"
-    # Once is enough, and under FSDP only the main process may have weights yet.
-    patch_model(loaded, None if mask == CARRIED else mask, layers=layers, check=processes.is_main_process)
+    loaded, mask = _under_mask(model, masks.mask, layers, check=processes.is_main_process)
     description = {
         "model": model,
         "mask": mask,
@@ -125,6 +120,20 @@ def finetune(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _under_mask(
+    model: str, masks: Sequence[str], layers: dict[int, str], *, check: bool
+) -> tuple[PreTrainedModel, str]:
+    """The patched model, and what its mask is called."""
+    # What lies in pieces is for what one GPU has no room for. In bfloat16 AdamW's small steps would be rounded away.
+    in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
+    loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
+    # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
+    mask = masks[0] if masks else CARRIED if layer_masks(loaded) else "causal"
+    # Once is enough, and under FSDP only the main process may have weights yet.
+    patch_model(loaded, None if mask == CARRIED else mask, layers=layers, check=check)
+    return loaded, mask
 
 
 def _texts(
