@@ -24,6 +24,7 @@ from ..modeling import (
     evaluating,
     layer_masks,
     patch_model,
+    positions_of,
     prefix_cache,
     pretrained,
     unpatch_model,
@@ -58,7 +59,7 @@ def check_generation(
     """
     if not (masks := layer_masks(model)):
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
-    longest = _longest(model) - 3 * new_tokens
+    longest = positions_of(pretrained(model).config) - 3 * new_tokens
     if longest < 2 or any(not 2 <= length <= longest for length in lengths or ()):
         raise ValueError(f"prompts of {list(lengths or ())} tokens, expected 2 to {longest} for this model")
     wanted = list(lengths) if lengths else borders(masks)
@@ -91,11 +92,6 @@ def _parts(mask: Mask) -> Iterator[Mask]:
     yield mask
     for part in (*getattr(mask, "operands", ()), *(head for head in mask.heads if head is not mask)):
         yield from _parts(part)
-
-
-def _longest(model: nn.Module) -> int:
-    config = pretrained(model).config.get_text_config(decoder=True)
-    return int(getattr(config, "max_position_embeddings", 2**31))
 
 
 @contextmanager

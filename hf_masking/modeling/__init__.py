@@ -7,7 +7,7 @@ from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained, load
 from .record import layer_masks, pretrained
-from .shape import shape_of
+from .shape import positions_of, shape_of
 from .spans import prefix_cache
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "mask_penalties",
     "patch_model",
     "patched",
+    "positions_of",
     "prefix_cache",
     "pretrained",
     "shape_of",

@@ -22,6 +22,7 @@ from .attention import Call, LayerMask, recording
 from .modes import evaluating
 from .record import find_patch, pretrained
 from .settings import Settings
+from .shape import positions_of
 from .spans import Asks
 
 LENGTH = 12
@@ -135,7 +136,7 @@ class _Probe:
 
     def __post_init__(self) -> None:
         base = pretrained(self.model)
-        positions = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", LENGTH)
+        positions = positions_of(base.config)
         if positions < LENGTH:
             raise ValueError(
                 f"the checks need {LENGTH} positions and the model has {positions}; patch with check=False"

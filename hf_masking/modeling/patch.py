@@ -17,13 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..adaptive import AdaptiveMask
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
-from ..masks import FOREVER, Causal, Mask
+from ..masks import Causal, Mask
 from . import attention, hooks, learned, settings
 from .attention import LayerMask
 from .check import check_model
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
-from .shape import own_window, shape_of
+from .shape import own_window, positions_of, shape_of
 from .spans import Asks
 
 logger = logging.getLogger("hf_masking")
@@ -245,7 +245,8 @@ def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
     masks = [mask.bind(()) for mask in named]
     readers = [int(mask.last_reader(torch.tensor(0))) for mask in masks]
     last = max(readers)
-    if last < FOREVER:
+    # Behind the positions that the model is made for it makes no difference.
+    if last < positions_of(config) - 1:
         furthest = named[readers.index(last)]
         logger.warning(
             "mask %s: no query after position %d sees the first token, which pretrained models lean on; "

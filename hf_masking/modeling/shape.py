@@ -1,4 +1,4 @@
-"""How many heads a layer has, and of which size."""
+"""How many heads a layer has, of which size, and how far it looks by itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..adaptive import LayerShape
+from ..masks import FOREVER
 
 
 def shape_of(config: PreTrainedConfig, layer: int = 0) -> LayerShape:
@@ -18,6 +19,11 @@ def shape_of(config: PreTrainedConfig, layer: int = 0) -> LayerShape:
     heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
     key_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     return LayerShape(hidden, heads, key_heads, int(getattr(text, "head_dim", None) or hidden // heads))
+
+
+def positions_of(config: PreTrainedConfig) -> int:
+    """How many positions the model is made for; a large number where its config does not say."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or FOREVER)
 
 
 def own_window(config: PreTrainedConfig, layer: int) -> int | None:

@@ -238,6 +238,9 @@ def test_losing_the_first_token_is_said(caplog):
         caplog.clear()
         patch_model(build("llama"), "window:4|sinks:1", check=False)
         patch_model(build("llama"), "window:4", layers={0: "causal"}, check=False)
+        positions = build("llama").config.max_position_embeddings
+        for mask in (f"window:{positions}", "log_sparse"):
+            patch_model(build("llama"), mask, check=False)
         assert "first token" not in caplog.text
         patch_model(build("llama"), "block_causal:4", check=False)
         assert "looks ahead" in caplog.text
