@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def masked_attention(
         value: ``[B, Hkv, Nk, Dv]``.
         mask: a mask or its spec.
         documents: ``[B, Nk]`` integers, the document of each key, negative for padding; or `Documents`.
-        scale: factor of the scores, by default ``1 / sqrt(D)``.
+        scale: factor of the scores, any finite number; by default ``1 / sqrt(D)``.
         dropout: probability with which a weight is dropped; the caller decides whether this is training.
         backend: ``"auto"``, or one of `BACKENDS`: ``"reference"`` (dense, obviously right), ``"sdpa"`` (PyTorch's
             dense attention), ``"blockwise"`` (only what the mask allows, in plain PyTorch), ``"flex"`` (compiled
@@ -66,7 +67,7 @@ def masked_attention(
         ValueError: shapes that do not fit, an unknown backend, a spec that is not understood.
     """
     _check_shapes(query, key, value)
-    _check_options(query.shape[1], dropout, softcap, sink_logits)
+    _check_options(query.shape[1], scale, dropout, softcap, sink_logits)
     check_backend(backend)
     mask = Mask.parse(mask)
     _check_heads(mask, query.shape[1])
@@ -138,10 +139,14 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"{wrong}; got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}")
 
 
-def _check_options(n_heads: int, dropout: float, softcap: float | None, sink_logits: Tensor | None) -> None:
+def _check_options(
+    n_heads: int, scale: float | None, dropout: float, softcap: float | None, sink_logits: Tensor | None
+) -> None:
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale}; leave it out for 1 / sqrt(head size)")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}; leave it out for scores as they are")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be a finite number above 0, got {softcap}; leave it out for scores as they are")
     if sink_logits is not None and sink_logits.shape != (n_heads,):
         raise ValueError(f"sink_logits must have shape [{n_heads}] (query heads), got {list(sink_logits.shape)}")

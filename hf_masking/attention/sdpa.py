@@ -65,6 +65,9 @@ def _one(
 ) -> Tensor:
     causal = is_causal(mask, lengths)
     allowed, blind = (None, None) if causal else _dense(mask, lengths, query.device)
+    if causal and scale < torch.finfo(torch.float32).tiny:
+        # The trap: under `is_causal` the CPU kernel multiplies its -inf by the scale, which is NaN or +inf then.
+        query, scale = query * scale, 1.0
     grouped = query.shape[1] != key.shape[1]
     output = scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped

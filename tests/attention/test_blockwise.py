@@ -29,6 +29,7 @@ class Problem:
     dtype: torch.dtype
     softcap: float | None
     sinks: bool
+    scale: float | None
 
     def inputs(self) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(self.queries * 101 + self.keys)
@@ -49,6 +50,7 @@ class Problem:
             self.mask,
             documents=documents,
             backend=backend,
+            scale=self.scale,
             softcap=self.softcap,
             sink_logits=inputs[3] if self.sinks else None,
         )
@@ -77,6 +79,7 @@ def problems(draw) -> Problem:
         dtype=draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])),
         softcap=draw(st.sampled_from([None, None, 2.0])),
         sinks=draw(st.booleans()),
+        scale=draw(st.sampled_from([None, None, 0.7, 0.0, -0.7])),
     )
 
 

@@ -126,6 +126,20 @@ def test_softcap_and_sink_logits():
     torch.testing.assert_close(output, weights @ value.repeat_interleave(2, 1))
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-60])
+@pytest.mark.parametrize("backend", ["sdpa", "blockwise", "auto"])
+@pytest.mark.parametrize("mask", ["window:99", "window:5|sinks:1"])
+def test_a_scale_that_is_not_positive(scale, backend, mask):
+    """Under `is_causal` PyTorch's CPU kernel multiplies its -inf by the scale, if keys and values have one size."""
+    query, key, _ = inputs(dtype=torch.float32, requires_grad=True)
+    results = []
+    for name in (backend, "reference"):
+        output = masked_attention(query, key, key, mask, scale=scale, backend=name)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (query, key))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_positions_in_documents():
     ids = torch.tensor([[-1, 0, 0, 1, -1, 1, 0], [3, 3, 3, 3, 3, 3, 3]])
     expected = torch.tensor([[-1, 0, 1, 0, -1, 1, 2], [0, 1, 2, 3, 4, 5, 6]], dtype=torch.int32)
@@ -153,7 +167,10 @@ def test_documents_from_position_ids():
             {"mask": "heads[causal; causal; causal; causal]"},
             "gives 4 groups of heads, which do not divide 6 query heads",
         ),
-        ({"softcap": 0.0}, "softcap must be above 0, got 0.0"),
+        ({"softcap": 0.0}, "softcap must be a finite number above 0, got 0.0"),
+        ({"softcap": float("inf")}, "softcap must be a finite number above 0, got inf"),
+        ({"scale": float("nan")}, "scale must be a finite number, got nan; leave it out for 1 / sqrt(head size)"),
+        ({"scale": float("-inf")}, "scale must be a finite number, got -inf"),
         ({"sink_logits": torch.zeros(2)}, "sink_logits must have shape [6] (query heads), got [2]"),
         (
             {"documents": Documents.from_ids(torch.zeros(3, KEYS), torch.arange(KEYS))},
