@@ -16,10 +16,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from ..adaptive import Features
 from ..attention import masked_attention
-from ..masks import Causal, Mask, SlidingWindow
+from ..masks import Causal, Mask
 from ..plan import Documents
 from . import batch, handle, learned
 from .cache import MaskedLayer, layer_of
+from .own_window import OwnWindow
 from .settings import KEY as IMPLEMENTATION
 
 _LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
@@ -43,18 +44,17 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class LayerMask:
-    """The mask of one layer, and how it meets the window that the model has itself."""
+    """The mask of one layer, and whether the window that the model has itself is set aside."""
 
     mask: Mask
     backend: str = "auto"
     replace_model_pattern: bool = False
 
     def under(self, sliding_window: int | None) -> Mask:
+        """Return the mask as it is in a layer with such a window of the model's own."""
         if not sliding_window or self.replace_model_pattern:
             return self.mask
-        window = SlidingWindow(sliding_window)
-        # A window is causal too; what is marked to be seen both ways loses only what lies too far back.
-        return self.mask & window if self.mask.is_bound else self.mask - (Causal() - window)
+        return self.mask & OwnWindow(sliding_window)
 
 
 def attach(module: nn.Module, layer_mask: LayerMask) -> None:

@@ -21,6 +21,7 @@ from ..masks import Causal, Mask
 from . import attention, hooks, learned, settings
 from .attention import LayerMask
 from .check import check_model
+from .own_window import OwnWindow
 from .record import ATTRIBUTE, Patch, find_patch, pretrained
 from .settings import KEY, Settings
 from .shape import own_window, positions_of, shape_of
@@ -258,17 +259,17 @@ def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
     if any(mask.lookahead for mask in masks):
         logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)
     if not wanted.replace_model_pattern:
-        _tell_what_is_cut(wanted, masks, config)
+        _tell_what_is_clipped(wanted, masks, config)
 
 
-def _tell_what_is_cut(wanted: Settings, masks: Sequence[Mask], config: PreTrainedConfig) -> None:
-    """Says so where a mask reaches further than the window that it is intersected with."""
+def _tell_what_is_clipped(wanted: Settings, masks: Sequence[Mask], config: PreTrainedConfig) -> None:
+    """Warns where a mask reaches further back than the window that it is intersected with."""
     for layer, mask in enumerate(masks):
         window = own_window(config, layer)
-        if window and mask != Causal() and int(mask.last_reader(torch.tensor(0))) >= window:
+        if window and mask != Causal() and OwnWindow(window).clips(mask, positions_of(config)):
             logger.warning(
-                "mask %s: layers with a window of the model's own see no further than its %d tokens, sinks included; "
-                "replace_model_pattern=True sets it aside",
+                "mask %s: layers with a window of the model's own see no further back than its %d tokens, sinks, "
+                "prefixes and spans included; replace_model_pattern=True sets it aside",
                 wanted.mask_of(layer),
                 window,
             )

@@ -78,7 +78,10 @@ def tokens(rows: int, length: int, seed: int = 5) -> torch.Tensor:
 
 
 def dense_mask(mask: str, windows: int | None, ids: list[list[int]]) -> torch.Tensor:
-    """``[B, 1, N, N]`` booleans for the documents of each row (negative: padding), pair by pair."""
+    """``[B, 1, N, N]`` booleans for the documents of each row (negative: padding), pair by pair.
+
+    A window of the model's own limits how far back a query sees, and nothing ahead of it.
+    """
     from ..masks.oracle import allowed
 
     mask = Mask.parse(mask)
@@ -91,7 +94,7 @@ def dense_mask(mask: str, windows: int | None, ids: list[list[int]]) -> torch.Te
                 [
                     row[i] == row[j] >= 0
                     and allowed(mask, position[i], position[j])
-                    and (windows is None or 0 <= position[i] - position[j] < windows)
+                    and (windows is None or position[i] - position[j] < windows)
                     for j in range(n)
                 ]
                 for i in range(n)

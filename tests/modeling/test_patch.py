@@ -247,13 +247,15 @@ def test_losing_the_first_token_is_said(caplog):
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_a_mask_that_the_models_own_window_cuts_is_said(caplog, family):
-    said = "the model's own see no further than its"
+def test_a_mask_that_the_models_own_window_clips_is_told(caplog, family):
+    said = "the model's own see no further back than its"
     with caplog.at_level(logging.WARNING, "hf_masking"):
-        patch_model(build(family), "window:3|sinks:2", check=False)
-        assert said in caplog.text
-        caplog.clear()
-        for mask in ("causal", "window:2", "block_local:2"):
+        # A summary is never at key 0, and the first span that is too long may start anywhere.
+        for mask in ("window:3|sinks:2", "summary:4,1", "spans:10,20|window:2", "prefix:6", "block_causal:9&window:9"):
+            patch_model(build(family), mask, check=False)
+            assert said in caplog.text, mask
+            caplog.clear()
+        for mask in ("causal", "window:2", "block_local:2", "spans:10,15|window:2", "prefix:5"):
             patch_model(build(family), mask, check=False)
         patch_model(build(family), "window:3|sinks:2", check=False, replace_model_pattern=True)
         patch_model(build(family), "window:2", layers={0 if family == "mistral" else 1: "causal"}, check=False)
