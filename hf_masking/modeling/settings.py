@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,8 @@ from ..masks import Mask
 
 KEY = "hf_masking"  # the attribute of a config, and the key in config.json
 VERSION = 1
+MAX_SPEC = 10_000  # characters: a config comes from anywhere, and must not cost minutes to read
+_FIELDS = ("version", "mask", "layers", "replace_model_pattern")
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,71 @@ class Settings:
         return [self.mask_of(layer) for layer in range(n_layers)]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the entry of a config.json; raises ValueError for a mask that `from_json` would refuse."""
         return {
             "version": VERSION,
-            "mask": str(self.mask),
-            "layers": {str(layer): str(mask) for layer, mask in self.layers.items()},
+            "mask": _saved(self.mask),
+            "layers": {str(layer): _saved(mask) for layer, mask in self.layers.items()},
             "replace_model_pattern": self.replace_model_pattern,
         }
 
     @classmethod
     def from_json(cls, data: Any, n_layers: int) -> Settings:
-        if not isinstance(data, Mapping) or data.get("version") != VERSION or "mask" not in data:
-            raise ValueError(f"the config's {KEY!r} entry is not one of format version {VERSION}: {data!r}")
-        try:
-            layers = {int(layer): mask for layer, mask in data.get("layers", {}).items()}
-        except (AttributeError, ValueError):
-            raise ValueError(f"the config's {KEY!r} entry names layers that are no numbers: {data!r}") from None
-        return cls.of(data["mask"], layers, n_layers, bool(data.get("replace_model_pattern", False)))
+        """Read the entry of a config.json, which anybody may have written.
+
+        Raises:
+            ValueError: a field is unknown, missing or wrong; the message names it.
+        """
+        if not isinstance(data, Mapping):
+            raise _wrong("the entry itself", "an object", data)
+        if unknown := [name for name in data if name not in _FIELDS]:
+            raise _wrong("its fields", f"none but {', '.join(_FIELDS)}", unknown)
+        if missing := [name for name in ("version", "mask") if name not in data]:
+            raise _wrong("its fields", " and ".join(missing), list(data))
+        # An exact type: True equals 1 in Python, and 1.0 does, too.
+        if type(data["version"]) is not int or data["version"] != VERSION:
+            raise _wrong("'version'", f"format version {VERSION} (a newer hf_masking may know it)", data["version"])
+        replace, layers = data.get("replace_model_pattern", False), data.get("layers", {})
+        if not isinstance(replace, bool):
+            raise _wrong("'replace_model_pattern'", "true or false", replace)
+        if not isinstance(layers, Mapping):
+            raise _wrong("'layers'", 'an object such as {"0": "causal"}', layers)
+        masks = {_index(name, n_layers): _spec(f"'layers', layer {name}", spec) for name, spec in layers.items()}
+        return cls(_spec("'mask'", data["mask"]), masks, replace)
+
+
+def _saved(mask: Mask) -> str:
+    spec = str(mask)
+    if len(spec) > MAX_SPEC:
+        raise ValueError(
+            f"a mask of {len(spec)} characters cannot be saved with a model, whose config.json takes {MAX_SPEC}: "
+            f"{reprlib.repr(spec)}; use a shorter one ('spans' with span_ids= marks any number of spans)"
+        )
+    return spec
+
+
+def _index(name: Any, n_layers: int) -> int:
+    """The layer that a key names: one layer has one name, so that no two keys are the same."""
+    index = int(name) if isinstance(name, str) and re.fullmatch("0|[1-9][0-9]{0,5}", name) else n_layers
+    if index >= n_layers:
+        raise _wrong("'layers'", f'layers "0" to "{n_layers - 1}", in plain digits', name)
+    return index
+
+
+def _spec(field_name: str, spec: Any) -> Mask:
+    if not isinstance(spec, str) or len(spec) > MAX_SPEC:
+        got = f"one of {len(spec)}" if isinstance(spec, str) else spec
+        raise _wrong(field_name, f"a spec such as 'window:256|sinks:4' of at most {MAX_SPEC} characters", got)
+    try:
+        return Mask.parse(spec)
+    except ValueError as error:
+        raise ValueError(f"the config's {KEY!r} entry is wrong in {field_name}: {error}") from None
+
+
+def _wrong(field_name: str, expected: str, got: Any) -> ValueError:
+    return ValueError(
+        f"the config's {KEY!r} entry is wrong in {field_name}: expected {expected}, got {reprlib.repr(got)}"
+    )
 
 
 def count_layers(config: PreTrainedConfig) -> int:
