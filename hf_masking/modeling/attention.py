@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,11 @@ def detach(module: nn.Module) -> None:
 
 def attached(module: nn.Module) -> LayerMask | None:
     return getattr(module, _LAYER, None)
+
+
+def is_cross_attention(module: nn.Module) -> bool:
+    """Whether an attention module reads the keys of an encoder (models say so in their own ways)."""
+    return bool(getattr(module, "is_cross_attention", False)) or "CrossAttention" in type(module).__name__
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,7 @@ def attend(
     """The attention function. Attention weights are not returned; `effective_mask` shows what a layer sees."""
     layer_mask = attached(module)
     if layer_mask is None:
-        raise ValueError(
-            f"{type(module).__name__} runs on attn_implementation={IMPLEMENTATION!r} but has no mask; call "
-            "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
-            "or load with attn_implementation='sdpa' for full attention; encoders beside a patched decoder are not "
-            "supported"
-        )
+        _refuse_without_mask(module)
     _refuse_unknown(module, kwargs)
     mask = layer_mask.under(sliding_window)
     cached = _cache_layer(module)
@@ -240,6 +240,19 @@ def _documents(
         f"positions (its mask slot holds {None if slot is None else list(slot.shape)}); cross-attention, context "
         "parallelism and continuous batching are not supported: call the patched model itself, or "
         "unpatch_model(model) first"
+    )
+
+
+def _refuse_without_mask(module: nn.Module) -> NoReturn:
+    if is_cross_attention(module):
+        raise ValueError(
+            f"{type(module).__name__} is a cross-attention, for which masks are not defined; unpatch_model(model) first"
+        )
+    raise ValueError(
+        f"{type(module).__name__} runs on attn_implementation={IMPLEMENTATION!r} but has no mask; call "
+        "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
+        "or load with attn_implementation='sdpa' for full attention; encoders beside a patched decoder are not "
+        "supported"
     )
 
 

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    QuantizedCache,
+)
 
 from ..adaptive import TopBlocks
 from ..masks import Mask
@@ -300,6 +306,11 @@ def adopt(cache: Cache) -> bool:
     mark_filled(cache)
     layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
     return all(layer is MaskedLayer for layer in layers)
+
+
+def self_attention_cache(cache: Cache | None) -> Cache | None:
+    """Return the part of a cache that holds a decoder's own keys, which is all of it but where encoders have some."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def mark_filled(cache: Cache) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from . import batch, reading
-from .cache import adopt, mark_filled, new_cache
+from .cache import adopt, mark_filled, new_cache, self_attention_cache
 from .settings import KEY
 from .spans import Asks
 
@@ -28,10 +28,11 @@ def enter(
         asks: what the masks ask of a batch.
     """
     running = batch.around(module)
+    names = _parameters(type(module).forward)
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    _refuse_encoder_states(module, arguments)
     if running is None:
         _refuse_another_implementation(module)
-        names = _parameters(type(module).forward)
-        arguments = dict(zip(names, args, strict=False)) | kwargs
         kwargs = {name: value for name, value in kwargs.items() if name not in reading.OWN}
         _refuse_generation(arguments, lookahead)
         if arguments.get("output_attentions"):
@@ -39,7 +40,8 @@ def enter(
                 "attention weights are not kept under a mask; effective_mask(model, ...) shows what is seen"
             )
         cache = _cache(module, arguments)
-        running = reading.read(arguments, cache if cache is not None and adopt(cache) else None, asks)
+        held = self_attention_cache(cache)
+        running = reading.read(arguments, held if held is not None and adopt(held) else None, asks)
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
@@ -79,6 +81,14 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | Non
         return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
     return None if checkpoints else new_cache(module.config)
+
+
+def _refuse_encoder_states(module: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    if arguments.get("encoder_hidden_states") is not None:
+        raise ValueError(
+            f"{type(module).__name__} was given encoder_hidden_states; masks are for self-attention, and a patched "
+            "model has no cross-attention: leave them out, or unpatch_model(model) first"
+        )
 
 
 def _refuse_another_implementation(module: PreTrainedModel) -> None:

@@ -197,7 +197,7 @@ def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[Adaptiv
     wanted = patch.settings
     for module in list(_decoder(model, False)):
         layer = getattr(module, "layer_idx", None)
-        if not isinstance(layer, int):
+        if not isinstance(layer, int) or attention.is_cross_attention(module):
             continue
         mask = wanted.mask_of(layer)
         attention.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_pattern))
