@@ -1,67 +1,14 @@
 """Sparse attention masks for Hugging Face decoders."""
 
-from .adaptive import AdaptiveSpan, Relevance, TopBlocks
-from .attention import masked_attention
-from .errors import UnsupportedModelError
-from .evaluation import perplexity
-from .masks import (
-    BlockCausal,
-    BlockLocal,
-    Causal,
-    Dilated,
-    LogSparse,
-    Mask,
-    MaskSyntaxError,
-    Offsets,
-    PerHead,
-    Prefix,
-    Sinks,
-    SlidingWindow,
-    Spans,
-    Strided,
-    Summary,
-)
-from .modeling import (
-    check_model,
-    effective_mask,
-    effective_weights,
-    from_pretrained,
-    mask_penalties,
-    patch_model,
-    patched,
-    prefix_cache,
-    unpatch_model,
-)
+from __future__ import annotations
 
-__all__ = [
-    "AdaptiveSpan",
-    "BlockCausal",
-    "BlockLocal",
-    "Causal",
-    "Dilated",
-    "LogSparse",
-    "Mask",
-    "MaskSyntaxError",
-    "Offsets",
-    "PerHead",
-    "Prefix",
-    "Relevance",
-    "Sinks",
-    "SlidingWindow",
-    "Spans",
-    "Strided",
-    "Summary",
-    "TopBlocks",
-    "UnsupportedModelError",
-    "check_model",
-    "effective_mask",
-    "effective_weights",
-    "from_pretrained",
-    "mask_penalties",
-    "masked_attention",
-    "patch_model",
-    "patched",
-    "perplexity",
-    "prefix_cache",
-    "unpatch_model",
-]
+from typing import TYPE_CHECKING
+
+from .lazy import names_of
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+    __getattr__ = names_of(__name__, ".public")

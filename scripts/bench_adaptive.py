@@ -20,7 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from hf_masking import Mask, masked_attention
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.attention.content import Document, parts_by_heads
-from hf_masking.cli.console import console, describe_machine, quiet, write_json
+from hf_masking.cli.console import describe_machine, quiet, write_json
+from hf_masking.cli.terminal import console
 from hf_masking.plan import Documents
 
 HEADS, SIZE = 8, 64

@@ -18,7 +18,8 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedMo
 from transformers.cache_utils import Cache
 
 from hf_masking import Mask, patch_model
-from hf_masking.cli.console import console, describe_machine, quiet, write_json
+from hf_masking.cli.console import describe_machine, quiet, write_json
+from hf_masking.cli.terminal import console
 from hf_masking.modeling.cache import MaskedLayer, adopt
 
 MASK = "window:256|sinks:4"

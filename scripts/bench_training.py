@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config, GPT2LMHeadModel
 
 from hf_masking import patch_model
-from hf_masking.cli.console import console, describe_machine, quiet, write_json
+from hf_masking.cli.console import describe_machine, quiet, write_json
+from hf_masking.cli.terminal import console
 from hf_masking.evaluation import in_own_process, peak_memory
 
 MASK = "window:256|sinks:4"

@@ -42,9 +42,27 @@ def test_importing_changes_no_model_and_needs_no_plotting():
 import sys, torch
 from transformers import AttentionInterface, LlamaConfig, AutoModelForCausalLM
 names = set(AttentionInterface().valid_keys())
-import hf_masking, hf_masking.cli.main
+import hf_masking, hf_masking.cli.app
+assert set(AttentionInterface().valid_keys()) == names
+hf_masking.patch_model
 assert set(AttentionInterface().valid_keys()) - names == {"hf_masking"}
 assert "matplotlib" not in sys.modules and "datasets" not in sys.modules
 assert all(hasattr(hf_masking, name) for name in hf_masking.__all__)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_help_imports_no_torch():
+    script = """
+import sys
+import hf_masking
+from hf_masking.cli import app
+for command in ([], *([command] for command in app.COMMANDS)):
+    app.app(args=[*command, "--help"], standalone_mode=False)
+assert not {"torch", "transformers", "accelerate", "datasets"} & set(sys.modules)
+from hf_masking.training import finetune
+assert callable(finetune) and callable(hf_masking.perplexity) and hf_masking.__version__
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -14,28 +13,13 @@ from ..evaluation import check_generation
 from ..files import check_file
 from ..masks import Mask
 from ..modeling import CheckReport, check_model, layer_masks, patched
-from .console import console, describe_machine, errors, load_model, write_json
-from .options import CARRIED, MaskOptions, OutputOption
+from .commands.check import CheckOptions
+from .console import CARRIED, describe_machine, load_model, write_json
+from .options import MaskOptions, OutputOption
+from .terminal import console, errors
 
 
-@dataclass(frozen=True)
-class CheckOptions:
-    """What is tried."""
-
-    length: list[int] = field(
-        default_factory=list,
-        metadata={"help": "tokens in the prompts; repeatable; by default around every border of the mask"},
-    )
-    new_tokens: int = field(default=10, metadata={"help": "tokens that each mode writes"})
-
-
-def check(
-    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
-    masks: MaskOptions,
-    options: CheckOptions,
-    output: OutputOption,
-) -> None:
-    """Compare a patched model with recomputation: padding, packing, backends, caches and every mode of generate."""
+def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputOption) -> None:
     if options.new_tokens < 1:
         raise ValueError(f"--new-tokens must be at least 1, got {options.new_tokens}")
     if output.output is not None:

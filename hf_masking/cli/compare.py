@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -18,68 +18,30 @@ from ..evaluation.break_even import break_even
 from ..files import digest
 from ..masks import Mask
 from ..modeling import shape_of
-from ..training import TrainingSettings
 from ..training.comparison import Experiment, Trial
 from ..training.comparison import compare as compare_masks
 from ..training.comparison_folder import ComparisonFolder
 from ..training.small_model import SMALL, small_model
 from ..training.summary import summarize
 from . import report
-from .console import console, describe_machine, errors, load_tokenizer, quiet, write_json
-from .options import DataOptions, MaskOptions, bos_of
+from .commands.compare import CompareOptions
+from .console import bos_of, describe_machine, load_data, load_tokenizer, quiet, write_json
+from .options import DataOptions, MaskOptions
+from .terminal import console, errors
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareOptions:
-    """How each mask is tried. Short on purpose: a fine-tuning to see a trend, not to publish."""
-
-    context: int = dataclasses.field(default=512, metadata={"help": "tokens in a context"})
-    stride: int | None = dataclasses.field(
-        default=None, metadata={"help": "tokens from an evaluation window to the next; by default the context"}
-    )
-    steps: int = dataclasses.field(default=30, metadata={"help": "optimizer steps of fine-tuning for each mask"})
-    batch_size: int = dataclasses.field(default=4, metadata={"help": "contexts in an optimizer step"})
-    learning_rate: float = dataclasses.field(default=3e-4, metadata={"help": "highest learning rate"})
-    train_tokens: int = dataclasses.field(default=700_000, metadata={"help": "fine-tune on that many tokens"})
-    eval_tokens: int = dataclasses.field(default=24_577, metadata={"help": "evaluate on that many tokens"})
-    eval_every: int | None = dataclasses.field(
-        default=None, metadata={"help": "steps between points of the recovery curve; by default all of them"}
-    )
-    seed: int = dataclasses.field(default=0, metadata={"help": "the first seed: order of the contexts, and dropout"})
-
-    def settings(self) -> TrainingSettings:
-        return TrainingSettings(
-            context=self.context,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            warmup_steps=min(10, self.steps // 4),
-            seed=self.seed,
-            eval_every=self.steps if self.eval_every is None else self.eval_every,
-        )
 
 
 def compare(
     masks: MaskOptions,
     data: DataOptions,
     options: CompareOptions,
-    model: Annotated[
-        str | None, typer.Argument(help="a hub id or a folder; without one a small model is trained once and kept")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option(help="folder for the report: JSON, Markdown and pictures, and the trials it is made of")
-    ] = Path("hf-masking-compare"),
-    seeds: Annotated[int, typer.Option(help="how many seeds each mask is tried under, with the same batches")] = 1,
-    longest: Annotated[
-        int, typer.Option(help="look up to that many tokens from where on a mask pays; 0 for not at all")
-    ] = 4096,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the comparison in --output; masks and seeds may be added")
-    ] = False,
+    model: str | None,
+    output: Path,
+    seeds: int,
+    longest: int,
+    resume: bool,
 ) -> None:
-    """Perplexity before and after a short fine-tuning, speed and memory of each mask, in one report."""
     specs = list(dict.fromkeys(masks.mask or MASKS))
     for spec in specs:
         Mask.parse(spec)
@@ -88,7 +50,7 @@ def compare(
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     folder = ComparisonFolder(output)
-    train, held_out = data.load().split(0.1)
+    train, held_out = load_data(data).split(0.1)
     description = _description(model, data, train, held_out, layers, options)
     folder.claim(description, resume)
     with folder.alone(), tempfile.TemporaryDirectory() as scratch:

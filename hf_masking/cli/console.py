@@ -1,4 +1,4 @@
-"""What the commands print, and how they load a model."""
+"""How the commands load models, tokenizers and texts, and what they write beside their tables."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
 from ..modeling import load
+from .options import DataOptions
+from .terminal import errors
 
-console = Console()
-errors = Console(stderr=True)
+CARRIED = "carried by the model"  # stands for the mask of a checkpoint, where none is named
 
 
 def quiet() -> None:
@@ -31,17 +30,6 @@ def quiet() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Progress]:
-    """A bar on standard error, if that is a terminal, with one task."""
-    # Not as markup: brackets belong to masks.
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    disable = not (visible and errors.is_terminal)
-    with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
-        progress.add_task(description, total=total)
-        yield progress
 
 
 def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedModel:
@@ -57,6 +45,10 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+
+
+def load_data(data: DataOptions) -> Text:
+    return load_text(data.data, split=data.split, column=data.column)
 
 
 def _load(read: Callable[[str], Any], name: str, what: str) -> Any:
@@ -102,3 +94,12 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
+    """The BOS to put before every window: as wanted, or by default if the tokenizer itself begins texts with one."""
+    if wanted is None:
+        wanted = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if wanted and tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no BOS token; leave --bos out")
+    return tokenizer.bos_token_id if wanted else None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -17,44 +16,18 @@ from transformers import PreTrainedModel
 from ..evaluation import Perplexity, encode, perplexity
 from ..files import check_file
 from ..modeling import layer_masks, patched
-from .console import console, describe_machine, load_model, load_tokenizer, progress_bar, write_json
-from .options import CARRIED, DataOptions, MaskOptions, OutputOption, bos_of
+from .commands.eval import WindowOptions
+from .console import CARRIED, bos_of, describe_machine, load_data, load_model, load_tokenizer, write_json
+from .options import DataOptions, MaskOptions, OutputOption
+from .terminal import console, progress_bar
 
 BUCKETS = 8  # parts of the context for which the loss is printed
 
 
-@dataclasses.dataclass(frozen=True)
-class WindowOptions:
-    """How the text is cut."""
-
-    context: int = dataclasses.field(default=512, metadata={"help": "tokens that a window reads"})
-    stride: int | None = dataclasses.field(
-        default=None, metadata={"help": "tokens from a window to the next; by default the context"}
-    )
-    batch_size: int = dataclasses.field(default=4, metadata={"help": "windows in a forward pass"})
-    max_tokens: int | None = dataclasses.field(
-        default=None, metadata={"help": "evaluate the first tokens only; by default 32768 of 'stdlib', else all"}
-    )
-    bos: bool | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "put the BOS token before every window; by default as the tokenizer does",
-            "flags": ("--bos/--no-bos",),
-        },
-    )
-
-
-def evaluate(
-    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
-    masks: MaskOptions,
-    data: DataOptions,
-    windows: WindowOptions,
-    output: OutputOption,
-) -> None:
-    """Perplexity of a text under each mask, and the loss by position in the context."""
+def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowOptions, output: OutputOption) -> None:
     if output.output is not None:
         check_file(output.output)
-    layers, text = masks.layers(), data.load()
+    layers, text = masks.layers(), load_data(data)
     tokenizer = load_tokenizer(model)
     limit = 32_768 if windows.max_tokens is None and data.data == "stdlib" else windows.max_tokens
     token_ids, n_bytes = encode(text, tokenizer, limit)

@@ -6,10 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,70 +17,23 @@ from ..evaluation import Text, encode, load_stream, load_text
 from ..modeling import layer_masks, patch_model
 from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
 from ..training import finetune as train
-from .console import errors, load_model, load_tokenizer, progress_bar
-from .options import CARRIED, DataOptions, MaskOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOutOptions:
-    """What is evaluated on."""
-
-    eval_data: str | None = dataclasses.field(
-        default=None, metadata={"help": "a text to evaluate on; by default the last tenth of --data"}
-    )
-    eval_split: str = dataclasses.field(
-        default="validation", metadata={"help": "the split of --eval-data, if it is a hub data set"}
-    )
-    eval_tokens: int = dataclasses.field(default=16_384, metadata={"help": "evaluate on that many tokens of it"})
-
-    def load(self, column: str) -> Text:
-        assert self.eval_data is not None
-        return load_text(self.eval_data, split=self.eval_split, column=column)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingDataOptions(DataOptions):
-    """Which text to train on."""
-
-    split: str = dataclasses.field(default="train", metadata={"help": "the split of --data, if it is a hub data set"})
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamOptions:
-    """Whether the text is read while it is used."""
-
-    stream: bool = dataclasses.field(
-        default=False, metadata={"flags": ("--stream",), "help": "read --data while training; needs --eval-data"}
-    )
-    shuffle_buffer: int = dataclasses.field(
-        default=256, metadata={"help": "with --stream: contexts among which the next one is drawn; 1 keeps the order"}
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class WritingOptions:
-    """What is written where, besides the run's own folder."""
-
-    tracker: list[str] = dataclasses.field(
-        default_factory=list, metadata={"help": "one of accelerate's trackers, e.g. tensorboard or wandb; repeatable"}
-    )
-    max_shard_size: str | None = dataclasses.field(
-        default=None, metadata={"help": "save the best model in files of at most this size, e.g. 2GB"}
-    )
+from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
+from .console import CARRIED, load_data, load_model, load_tokenizer
+from .options import DataOptions, MaskOptions
+from .terminal import errors, progress_bar
 
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
-    output: Annotated[Path, typer.Option(help="folder for the log, the checkpoints and the best model")],
+    model: str,
+    output: Path,
     masks: MaskOptions,
     data: TrainingDataOptions,
     streaming: StreamOptions,
     held_out: HeldOutOptions,
     writing: WritingOptions,
     settings: TrainingSettings,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
+    resume: bool,
 ) -> None:
-    """Fine-tune a model under a mask to predict the next token; resumes to the same losses after a kill."""
     if len(masks.mask) > 1:
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
     layers = masks.layers()
@@ -141,12 +93,17 @@ def _texts(
 ) -> tuple[Tensor | TokenStream, Text, dict[str, Any]]:
     """What is trained on, the text that is evaluated on, and what of the first a resumed run must have too."""
     if not streaming.stream:
-        text = data.load()
-        train, held = text.split(0.1) if held_out.eval_data is None else (text, held_out.load(data.column))
+        text = load_data(data)
+        train, held = text.split(0.1) if held_out.eval_data is None else (text, _held_out(held_out, data.column))
         return encode(train, tokenizer)[0], held, {"train_sha256": train.sha256}
     if held_out.eval_data is None:
         raise ValueError("a stream has no last tenth to hold out; name a text to evaluate on with --eval-data")
     stream = load_stream(data.data, split=data.split, column=data.column)
     documents = functools.partial(stream.tokens, tokenizer)
     described = {"stream": data.data, "split": data.split, "column": data.column, **dataclasses.asdict(streaming)}
-    return TokenStream(documents, streaming.shuffle_buffer), held_out.load(data.column), described
+    return TokenStream(documents, streaming.shuffle_buffer), _held_out(held_out, data.column), described
+
+
+def _held_out(options: HeldOutOptions, column: str) -> Text:
+    assert options.eval_data is not None
+    return load_text(options.eval_data, split=options.eval_split, column=column)

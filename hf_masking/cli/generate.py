@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
 from ..evaluation import CacheSize, cache_size
 from ..modeling import layer_masks, patch_model
-from .console import console, errors, load_model, load_tokenizer
+from .commands.generate import GenerateOptions
+from .console import load_model, load_tokenizer
 from .options import MaskOptions
+from .terminal import console, errors
 
 
-@dataclass(frozen=True)
-class GenerateOptions:
-    """How it is written."""
-
-    prompt: str = field(default="", metadata={"help": "the text to go on from"})
-    max_new_tokens: int = field(default=128, metadata={"help": "tokens to write at most"})
-    temperature: float = field(default=0.0, metadata={"help": "0 takes the likeliest token, 1 samples as predicted"})
-    top_p: float = field(default=1.0, metadata={"help": "sample among the likeliest tokens of this total probability"})
-    seed: int = field(default=0, metadata={"help": "seed of the sampling"})
-
-
-def generate(
-    model: Annotated[str, typer.Argument(help="a hub id or a folder")],
-    masks: MaskOptions,
-    options: GenerateOptions,
-) -> None:
-    """Write text under a mask; then say how fast, and how much the cache kept of what a full one would."""
+def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
     if len(masks.mask) > 1:
         raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
     _check(options)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers import PreTrainedTokenizerBase
 
-from ..evaluation import STDLIB, Text, load_text
+Model = Annotated[str, typer.Argument(help="a hub id or a folder")]
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:
@@ -31,13 +31,28 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
+        flags = {name: f"--{name.replace('_', '-')}" for name in values}
         for name, kind in groups.items():
             values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        function(**values)
+        try:
+            function(**values)
+        except ValueError as error:
+            error.args = tuple(with_flags(word, flags) if isinstance(word, str) else word for word in error.args)
+            raise
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message that names fields, as it is meant for users of Python, with the options that stand for them."""
+    named = "|".join(flags)
+    # A word of prose is a field only where the sentence is about it; words with an underscore always are.
+    message = re.sub(rf"^({named})(?= (?:must|may|counts|goes)\b)", lambda found: flags[found[1]], message)
+    message = re.sub(rf"\b(?:settings|options)\.({named})\b", lambda found: flags[found[1]], message)
+    words = rf"(?<![\w./'\"-])({named})(?![\w./'\"-])"
+    return re.sub(words, lambda found: flags[found[1]] if "_" in found[1] else found[1], message)
 
 
 def _option(field: Any, kind: Any) -> inspect.Parameter:
@@ -45,9 +60,6 @@ def _option(field: Any, kind: Any) -> inspect.Parameter:
     flags = field.metadata.get("flags", ())
     annotation = Annotated[kind, typer.Option(*flags, help=field.metadata["help"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-CARRIED = "carried by the model"  # stands for the mask of a checkpoint, where none is named
 
 
 @dataclass(frozen=True)
@@ -81,14 +93,11 @@ class DataOptions:
     """Which text."""
 
     data: str = field(
-        default=STDLIB,
+        default="stdlib",
         metadata={"help": "a text file, a folder, a hub data set NAME[:CONFIG], or 'stdlib': this Python's library"},
     )
     split: str = field(default="test", metadata={"help": "the split of a hub data set"})
     column: str = field(default="text", metadata={"help": "the column of a hub data set"})
-
-    def load(self) -> Text:
-        return load_text(self.data, split=self.split, column=self.column)
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,3 @@ class OutputOption:
     """Where the figures go."""
 
     output: Path | None = field(default=None, metadata={"help": "write the figures to this JSON file"})
-
-
-def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
-    """The BOS to put before every window: as wanted, or by default if the tokenizer itself begins texts with one."""
-    if wanted is None:
-        wanted = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if wanted and tokenizer.bos_token_id is None:
-        raise ValueError("the tokenizer has no BOS token; leave --bos out")
-    return tokenizer.bos_token_id if wanted else None

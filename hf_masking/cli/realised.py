@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,17 +12,9 @@ from ..files import check_file, written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import effective_weights, evaluating, patched, shape_of
-from .console import errors, load_model, load_tokenizer
-
-
-@dataclass(frozen=True)
-class RealisedOptions:
-    """On what a mask is looked at that depends on the content."""
-
-    model: str | None = field(default=None, metadata={"help": "show what the mask comes to in this model"})
-    text: str | None = field(default=None, metadata={"help": "the text that it reads; by default Python source"})
-    layer: int = field(default=0, metadata={"help": "the layer that is shown"})
-    head: int = field(default=0, metadata={"help": "the query head that is shown"})
+from .commands.show import RealisedOptions
+from .console import load_model, load_tokenizer
+from .terminal import errors
 
 
 def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:

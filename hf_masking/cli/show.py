@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from ..files import check_file, written_aside
 from ..masks import Causal, Mask
 from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
 from ..plan import Lengths, plan_of
-from .console import console, errors
-from .realised import RealisedOptions, realised
+from .commands.show import RealisedOptions
+from .realised import realised
+from .terminal import console, errors
 
 WIDEST = 64  # positions that are drawn as text
 
 
-def show(
-    spec: Annotated[str, typer.Argument(help="a mask, e.g. 'window:8|sinks:2'")],
-    length: Annotated[int, typer.Option(help="number of positions")] = 32,
-    png: Annotated[Path | None, typer.Option(help="draw the mask into this file")] = None,
-    *,
-    realisation: RealisedOptions,
-) -> None:
-    """Draw a mask, and say how much it allows, what a cache must keep and how it is computed."""
+def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
     if length < 1:
         raise ValueError(f"--length must be at least 1, got {length}")
     mask = Mask.parse(spec)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import written_aside
-from .console import errors
+from .terminal import errors
 
 _WORDS = {"mask", "runs"}  # columns that are not numbers
 

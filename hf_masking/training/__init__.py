@@ -1,19 +1,13 @@
 """Fine-tuning under a mask, and the comparison of masks."""
 
-from .data import Contexts
-from .engine import asked_for, on_cpu
-from .finetune import FinetuneResult, finetune
-from .labels import labels_behind
-from .settings import TrainingSettings
-from .stream import TokenStream
+from __future__ import annotations
 
-__all__ = [
-    "Contexts",
-    "FinetuneResult",
-    "TokenStream",
-    "TrainingSettings",
-    "asked_for",
-    "finetune",
-    "labels_behind",
-    "on_cpu",
-]
+from typing import TYPE_CHECKING
+
+from ..lazy import names_of
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+    # The command line reads `training.settings` for its help.
+    __getattr__ = names_of(__name__, ".public")

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..evaluation import CacheSize, Perplexity, cache_size, in_own_process, peak_memory, perplexity, realised_density
 from ..modeling import evaluating, load, patch_model
-from .finetune import finetune
+from .loop import finetune
 from .settings import TrainingSettings
 
 Tell = Callable[[str, dict[str, Any]], None]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from ..evaluation import Text, encode
 from ..files import written_aside
-from .finetune import finetune
+from .loop import finetune
 from .settings import TrainingSettings
 
 

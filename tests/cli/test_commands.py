@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import hf_masking
 from hf_masking import from_pretrained, patch_model, perplexity
-from hf_masking.cli.main import COMMANDS, EXAMPLES
+from hf_masking.cli.app import COMMANDS, EXAMPLES
 from hf_masking.evaluation import generation
 
 from .conftest import TEXT
@@ -166,7 +167,7 @@ def test_finetune_resume_and_load(run, model_folder, text_file, tmp_path):
     assert run(*arguments, "--resume")[0] == 0
     code, _, err = run(*arguments, "--resume", "--learning-rate", "0.5")
     assert code == 2
-    assert "holds a run with settings" in err
+    assert "holds a run with --learning-rate = 0.0003, and it cannot be resumed with 0.5" in err
 
 
 def losses(folder):
@@ -234,7 +235,7 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
     assert json.loads((output / "report.json").read_text())["trials"][0] == causal
     code, out, err = run(*arguments, "--batch-size", "3", "--resume")
     assert code == 2
-    assert "holds a run with options.batch_size = 2, and it cannot be resumed with 3" in err
+    assert "holds a run with --batch-size = 2, and it cannot be resumed with 3" in err
     retrained = AutoModelForCausalLM.from_pretrained(own)
     retrained.get_input_embeddings().weight.data += 1
     retrained.save_pretrained(own)
@@ -248,6 +249,12 @@ def test_help_ends_in_real_examples(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert EXAMPLES[command][0].split(" --")[0] in " ".join(out.split())
+
+
+def test_the_version(run):
+    assert run("--version") == (0, f"{hf_masking.__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "hf_masking", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"{hf_masking.__version__}\n"
 
 
 def wrong(message, *arguments, code=2):
@@ -276,10 +283,10 @@ def wrong(message, *arguments, code=2):
         wrong("expected 1 <= stride <= context", "eval", "MODEL", "--data", "TEXT", "--stride", "9999"),
         wrong("a fine-tuning has one --mask, got 2", "finetune", "MODEL", "--output", "OUT", "--mask", "causal",
               "--mask", "causal"),
-        wrong("steps must be at least 1, got 0", "finetune", "MODEL", "--output", "OUT", "--steps", "0"),
+        wrong("--steps must be at least 1, got 0", "finetune", "MODEL", "--output", "OUT", "--steps", "0"),
         wrong("looks 3 tokens ahead, so training", "finetune", "MODEL", "--output", "OUT", "--data", "TEXT", "--mask",
               "block_causal:4"),
-        wrong("batch_size must be at least 1, got -1", "eval", "MODEL", "--data", "TEXT", "--batch-size", "-1"),
+        wrong("--batch-size must be at least 1, got -1", "eval", "MODEL", "--data", "TEXT", "--batch-size", "-1"),
         wrong("the number of tokens must be at least 1, got 0", "eval", "MODEL", "--data", "TEXT", "--max-tokens", "0"),
         wrong("is a folder; name a file", "eval", "MODEL", "--data", "TEXT", "--output", "FOLDER"),
         wrong("is a folder; name a file", "show", "causal", "--png", "FOLDER"),
@@ -338,7 +345,7 @@ def test_mistakes_are_one_line_and_code_2(
     before = sorted(tmp_path.rglob("*"))
     status, _, err = run(*(names.get(argument, argument) for argument in arguments))
     # Before the error there may be a log line on lookahead, and the progress of a comparison.
-    text = [line for line in err.splitlines() if not line.startswith(("mask ", "1/1 "))]
+    text = [line for line in err.splitlines() if not line.startswith(("warning: ", "1/1 "))]
     assert status == code
     assert message in text[0]
     assert text[0].startswith("error: ")

@@ -67,7 +67,7 @@ def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")
     assert code == 2
-    assert "holds a run with shuffle_buffer = 3, and it cannot be resumed with 256" in err
+    assert "holds a run with --shuffle-buffer = 3, and it cannot be resumed with 256" in err
 
 
 def test_weights_are_trained_in_float32(run, model_folder, streamed, tmp_path):
@@ -85,7 +85,7 @@ def test_a_data_set_of_the_hub_is_trained_on_and_held_out_by_its_splits(run, mod
         asked.append((source, split, column))
         return Text(source, "some words\n" * 200)
 
-    monkeypatch.setattr("hf_masking.cli.options.load_text", load)
+    monkeypatch.setattr("hf_masking.cli.console.load_text", load)
     monkeypatch.setattr("hf_masking.cli.finetune.load_text", load)
     arguments = ["--data", "owner/set", "--eval-data", "owner/set", "--column", "content", *QUICK]
     code, _, err = run("finetune", model_folder, *arguments, "--output", tmp_path / "run")
@@ -108,7 +108,10 @@ def test_a_best_model_in_pieces(run, streamed, tmp_path):
         (["--stream", "--data", "no.txt", "--eval-data", "x"], "no such file or folder: no.txt"),
         (["--stream", "--data", "no/such", "--eval-data", "x"], "cannot be loaded from the hub"),
         (["--tracker", "abacus"], "unknown tracker 'abacus'; expected one of"),
-        (["--max-shard-size", "much"], "max_shard_size must be a number of bytes or a size such as '2GB', got 'much'"),
+        (
+            ["--max-shard-size", "much"],
+            "--max-shard-size must be a number of bytes or a size such as '2GB'",
+        ),
     ],
 )
 def test_mistakes(run, model_folder, text_file, tmp_path, arguments, message):

@@ -1,0 +1,45 @@
+"""What is said of an exception that ends a command, and with which exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from .main import TRACEBACK
+
+# Click's error for a command line that does not parse. Of it Typer names this subclass alone.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what is said of an exception, and the exit code."""
+    if isinstance(error, UsageError):
+        return _usage(error), 2
+    if out_of_memory(error):
+        return f"not enough memory ({_first_line(str(error))}); use something smaller", 2
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}", 2
+    if isinstance(error, (ValueError, OSError)):
+        return str(error) or type(error).__name__, 2
+    reason = f"{type(error).__name__}: {_first_line(str(error))}"
+    return f"{reason} (not expected; {TRACEBACK}=1 shows where, for a report)", 1
+
+
+def _usage(error: Any) -> str:
+    message = _first_line(error.format_message()).rstrip(".")
+    return message if error.ctx is None else f"{message} ({error.ctx.command_path} --help)"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether there was not enough memory, on the host or on a device."""
+    # torch's own class derives from RuntimeError, and its allocator on the CPU raises that itself.
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing more is known")

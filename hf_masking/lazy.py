@@ -1,0 +1,26 @@
+"""Packages whose public names are imported when the first of them is asked for: torch and Transformers take seconds."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def names_of(package: str, module: str) -> Callable[[str], Any]:
+    """Return a `__getattr__` for ``package``: it imports ``module`` and takes over the names in its ``__all__``."""
+
+    def __getattr__(name: str) -> Any:  # noqa: N807 (a package's hook, PEP 562)
+        # Python itself asks for such names, before there is a reason to import anything.
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        public = importlib.import_module(module, package)
+        held = vars(sys.modules[package])
+        held.update({name: getattr(public, name) for name in public.__all__}, __all__=public.__all__)
+        try:
+            return held[name]
+        except KeyError:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+    return __getattr__

@@ -1,0 +1,67 @@
+"""The public names of `hf_masking`, which imports this module when the first of them is asked for."""
+
+from .adaptive import AdaptiveSpan, Relevance, TopBlocks
+from .attention import masked_attention
+from .errors import UnsupportedModelError
+from .evaluation import perplexity
+from .masks import (
+    BlockCausal,
+    BlockLocal,
+    Causal,
+    Dilated,
+    LogSparse,
+    Mask,
+    MaskSyntaxError,
+    Offsets,
+    PerHead,
+    Prefix,
+    Sinks,
+    SlidingWindow,
+    Spans,
+    Strided,
+    Summary,
+)
+from .modeling import (
+    check_model,
+    effective_mask,
+    effective_weights,
+    from_pretrained,
+    mask_penalties,
+    patch_model,
+    patched,
+    prefix_cache,
+    unpatch_model,
+)
+
+__all__ = [
+    "AdaptiveSpan",
+    "BlockCausal",
+    "BlockLocal",
+    "Causal",
+    "Dilated",
+    "LogSparse",
+    "Mask",
+    "MaskSyntaxError",
+    "Offsets",
+    "PerHead",
+    "Prefix",
+    "Relevance",
+    "Sinks",
+    "SlidingWindow",
+    "Spans",
+    "Strided",
+    "Summary",
+    "TopBlocks",
+    "UnsupportedModelError",
+    "check_model",
+    "effective_mask",
+    "effective_weights",
+    "from_pretrained",
+    "mask_penalties",
+    "masked_attention",
+    "patch_model",
+    "patched",
+    "perplexity",
+    "prefix_cache",
+    "unpatch_model",
+]

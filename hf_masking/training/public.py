@@ -1,0 +1,19 @@
+"""The public names of `hf_masking.training`, which imports this module when the first of them is asked for."""
+
+from .data import Contexts
+from .engine import asked_for, on_cpu
+from .labels import labels_behind
+from .loop import FinetuneResult, finetune
+from .settings import TrainingSettings
+from .stream import TokenStream
+
+__all__ = [
+    "Contexts",
+    "FinetuneResult",
+    "TokenStream",
+    "TrainingSettings",
+    "asked_for",
+    "finetune",
+    "labels_behind",
+    "on_cpu",
+]

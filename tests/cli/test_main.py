@@ -1,0 +1,69 @@
+"""What an error looks like, and the exit code."""
+
+import pytest
+
+from hf_masking.cli import app, options
+
+
+@pytest.fixture
+def raising(monkeypatch, run):
+    """Runs a command that raises."""
+
+    def call(error):
+        def fail(*arguments, **values):
+            raise error
+
+        monkeypatch.setattr(app, "call", fail)
+        return run("show", "causal")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (ValueError("too short"), "too short", 2),
+        (OSError(28, "No space left on device", "runs/x.json"), "runs/x.json: No space left on device", 2),
+        (MemoryError(), "not enough memory", 2),
+        (RuntimeError("DefaultAllocator: can't allocate memory"), "not enough", 2),
+        (IndexError("index out of range in self\nmore"), "IndexError: index out of range in self (not expected; ", 1),
+        (RuntimeError(""), "RuntimeError: nothing more is known", 1),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(raising, error, message, code):
+    status, out, err = raising(error)
+    assert status == code and not out
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_tracebacks_when_asked_for(raising, monkeypatch):
+    assert "HF_MASKING_TRACEBACK=1 shows where" in raising(KeyError("density"))[2]
+    monkeypatch.setenv("HF_MASKING_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="density"):
+        raising(KeyError("density"))
+
+
+def test_an_interrupt_is_no_error(raising):
+    assert raising(KeyboardInterrupt()) == (130, "", "")
+
+
+def test_a_warning_is_printed_once(run, model_folder):
+    code, _, err = run("check", model_folder, "--mask", "window:4", "--length", "9")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "no query after position" in line]
+    assert line.startswith("warning: mask window:4: ")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("batch_size must be at least 1, got 0", "--batch-size must be at least 1, got 0"),
+        ("steps must be at least 1", "--steps must be at least 1"),
+        ("one of the steps must be", "one of the steps must be"),
+        ("run has settings.steps = 60, not options.batch_size = 3", "run has --steps = 60, not --batch-size = 3"),
+        ("no such file: runs/batch_size/x.py", "no such file: runs/batch_size/x.py"),
+        ("unknown mask 'batch_size'", "unknown mask 'batch_size'"),
+    ],
+)
+def test_messages_name_options(message, shown):
+    assert options.with_flags(message, {"batch_size": "--batch-size", "steps": "--steps"}) == shown
