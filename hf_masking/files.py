@@ -5,17 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .streams import check_stream, is_stream, written_into
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to; it takes the place of ``path`` when the block ends without an error."""
+    """A path to write a file or a folder to; it takes the place of ``path`` when the block ends without an error.
+
+    Symbolic links are followed. A device, a pipe or standard output (``-``) is written into instead.
+    """
+    if is_stream(path):
+        with written_into(path) as aside:
+            yield aside
+        return
+    path = Path(os.path.realpath(path))
     check_parent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path)
     try:
         yield aside
         put_in_place(aside, path)
@@ -23,17 +34,34 @@ def written_aside(path: Path) -> Iterator[Path]:
         remove(aside)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 def check_file(path: Path) -> None:
     """Raises a ValueError if no file can be written there: better now than after an hour."""
+    if is_stream(path):
+        check_stream(path)
+        return
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file")
     check_parent(path)
 
 
 def check_parent(path: Path) -> None:
-    blocking = next((parent for parent in path.absolute().parents if parent.exists()), None)
-    if blocking is not None and not blocking.is_dir():
+    """Raises a ValueError if nothing can be put there."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise ValueError(f"{path} cannot be written: it is a symbolic link that leads to itself")
+    blocking = next(parent for parent in target.parents if parent.exists())
+    if not blocking.is_dir():
         raise ValueError(f"{path} cannot be written: {blocking} is a file, not a folder")
+    try:
+        # Permissions do not say whether a disk takes anything.
+        with tempfile.TemporaryFile(dir=blocking), suppress(FileNotFoundError):
+            os.lstat(_aside(target))  # too long a name?
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror} ({blocking})") from None
 
 
 def put_in_place(aside: Path, path: Path) -> None:

@@ -159,8 +159,6 @@ def main(
         share = "" if row.computed_over_allowed is None else f", {row.computed_over_allowed:.2f} computed over allowed"
         console.print(
             f"{row.mask}: {row.what} at {row.length:,}: {row.seconds * 1e3:,.2f} ms, {row.times_dense:.2f}x{share}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
     if output is not None:

@@ -113,7 +113,7 @@ def main(
         for row in rows:
             size = f"{row.cache_bytes / 2**20:,.1f} MiB"
             line = f"{length:,} tokens, {row.cache}: {row.milliseconds_per_token:.1f} ms a token, {size}"
-            console.print(line, highlight=False)
+            console.print(line)
         results += rows
     if output is not None:
         shape = {"layers": layers, "width": width, "mask": MASK}

@@ -85,9 +85,9 @@ def main(
             results.append(in_own_process(step, tokens, variant, layers, width, vocabulary))
             row = results[-1]
             speed = f"{row.tokens_per_second:,.0f} tokens/s, {row.peak_bytes / 2**30:.1f} GiB"
-            console.print(f"{tokens:,} tokens, {variant}: {row.seconds:.1f} s, {speed}", highlight=False)
+            console.print(f"{tokens:,} tokens, {variant}: {row.seconds:.1f} s, {speed}")
         dense, masked, free = (row.seconds for row in results[-3:])
-        console.print(f"{MASK}: {dense / masked:.2f}x SDPA, {free / masked:.0%} of the ceiling", highlight=False)
+        console.print(f"{MASK}: {dense / masked:.2f}x SDPA, {free / masked:.0%} of the ceiling")
     if output is not None:
         rows = [dataclasses.asdict(row) for row in results]
         model = {"layers": layers, "width": width, "vocabulary": vocabulary, "mask": MASK}

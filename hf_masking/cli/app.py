@@ -77,7 +77,7 @@ def call() -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__, highlight=False)
+        console.print(__version__)
         raise typer.Exit
 
 

@@ -19,11 +19,12 @@ from ..evaluation.benchmark import (
 )
 from ..evaluation.break_even import pays_from
 from ..masks import Mask
+from ..streams import is_stream
 from . import bench_report, tables
 from .commands.bench import DTYPES, PRESETS, BenchOptions
 from .console import check_report, describe_machine, write_json
 from .options import OutputOption
-from .terminal import console, errors
+from .terminal import errors, tables_beside
 
 
 def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> None:
@@ -38,9 +39,10 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
         check_report(output.output)
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
+    console = tables_beside(output.output)
     console.print(bench_report.grid(rows).table(_title(parts[0])))
     for line in _verdicts(rows):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if output.output is not None:
         document = {
             "options": [dataclasses.asdict(part) for part in parts],
@@ -49,6 +51,7 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         write_json(output.output, document)
+    if output.output is not None and not is_stream(output.output):
         tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), bench_report.grid(rows).markdown())
         bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))
 
@@ -99,7 +102,7 @@ def _measure(options: BenchOptions) -> Iterator[Row]:
                 flex=length <= options.flex_up_to,
             )
         )
-        errors.print(f"{length} tokens: {len(contenders)} contenders, {options.rounds} rounds", highlight=False)
+        errors.print(f"{length} tokens: {len(contenders)} contenders, {options.rounds} rounds")
         rows = measure(shape, contenders, options.rounds)
         for contender, row in zip(contenders, rows, strict=True):
             if length >= options.memory_from and contender.backend != "flex" and row.error is None:

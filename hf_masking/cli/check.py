@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..evaluation import check_generation
 from ..files import check_file
@@ -16,7 +16,7 @@ from ..modeling import CheckReport, check_model, layer_masks, patched
 from .commands.check import CheckOptions
 from .console import CARRIED, describe_machine, load_model, write_json
 from .options import MaskOptions, OutputOption
-from .terminal import console, errors
+from .terminal import errors, tables_beside
 
 
 def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputOption) -> None:
@@ -37,7 +37,7 @@ def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputO
             if report.passed and not _looks_ahead(loaded):
                 report = CheckReport((*report.rows, *_generation(loaded, options).rows))
         reports[spec] = report
-        console.print(_table(spec, report))
+        tables_beside(output.output).print(_table(spec, report))
     if output.output is not None:
         rows = [{"mask": spec, **dataclasses.asdict(row)} for spec, report in reports.items() for row in report.rows]
         write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows})
@@ -49,7 +49,7 @@ def _looks_ahead(model: Any) -> bool:
     worst = max(layer_masks(model), key=lambda mask: mask.bind(()).lookahead)
     lookahead = worst.bind(()).lookahead
     if lookahead:
-        errors.print(f"{worst} looks {lookahead} tokens ahead: generation is refused and not checked", markup=False)
+        errors.print(f"{worst} looks {lookahead} tokens ahead: generation is refused and not checked")
     return bool(lookahead)
 
 
@@ -64,12 +64,13 @@ def _generation(model: Any, options: CheckOptions) -> CheckReport:
 
 
 def _table(spec: str, report: CheckReport) -> Table:
-    table = Table(title=f"{escape(spec)}: {'all rows pass' if report.passed else 'FAILED'}")
+    table = Table(title=f"{spec}: {'all rows pass' if report.passed else 'FAILED'}")
     table.add_column("check", overflow="fold")
     table.add_column("verdict")
     table.add_column("difference", justify="right")
     for row in report.rows:
-        verdict = "not run" if row.detail.startswith("(not run") else "ok" if row.passed else "[red]FAILED[/red]"
+        verdict = "not run" if row.detail.startswith("(not run") else "ok" if row.passed else "FAILED"
         name = f"{row.name} {row.detail}".strip()
-        table.add_row(escape(name), verdict, "-" if verdict == "not run" else f"{row.difference:.1e}")
+        shown = Text(verdict, style="red" if verdict == "FAILED" else "")
+        table.add_row(name, shown, "-" if verdict == "not run" else f"{row.difference:.1e}")
     return table

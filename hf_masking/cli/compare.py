@@ -112,7 +112,7 @@ def _try(
     """All trials, of which those that the folder holds are not made again."""
     held = {pair: trial for pair in wanted if (trial := folder.find(*pair)) is not None}
     if held:
-        errors.print(f"{len(held)} of {len(wanted)} trials are there already", highlight=False)
+        errors.print(f"{len(held)} of {len(wanted)} trials are there already")
     missing = [pair for pair in wanted if pair not in held]
     for number, trial in enumerate(compare_masks(experiment, missing, _tell), start=1):
         held[trial.mask, trial.seed] = trial
@@ -120,7 +120,7 @@ def _try(
             # Not before there is something to keep: nothing is left behind by what fails at once.
             folder.describe(description)
             folder.keep(trial)
-        errors.print(report.progress(trial, number, len(missing)), markup=False, highlight=False, soft_wrap=True)
+        errors.print(report.progress(trial, number, len(missing)), soft_wrap=True)
     return [held[pair] for pair in wanted]
 
 
@@ -141,7 +141,7 @@ def _tell_small_model(record: dict[str, Any]) -> None:
 
 def _tell(mask: str, record: dict[str, Any]) -> None:
     if "loss" in record and record["step"] % 10 == 0:
-        errors.print(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}", markup=False, end="\r")
+        errors.print(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}", end="\r")
 
 
 def _write(folder: Path, description: dict[str, Any], trials: Sequence[Trial], result: report.Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
 from ..modeling import load
+from ..streams import is_stdout, is_stream
 from .options import DataOptions
 from .terminal import errors
 
@@ -63,6 +65,17 @@ def _load(read: Callable[[str], Any], name: str, what: str) -> Any:
         ) from None
 
 
+def check_picture(path: Path) -> None:
+    """Raise a ValueError if no PNG can be written there."""
+    if is_stdout(path):
+        raise ValueError(f"--png {path}: a picture goes into a file; name it, such as mask.png")
+    if path.suffix not in ("", ".png") and not is_stream(path):
+        raise ValueError(f"--png writes a PNG, got {path}; name it {path.with_suffix('.png')}")
+    check_file(path)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--png needs matplotlib; pip install 'hf-masking[plot]'")
+
+
 def check_report(path: Path) -> None:
     """Raises a ValueError for a JSON file beside which its Markdown and its picture cannot be written."""
     if path.suffix in (".md", ".png"):
@@ -73,7 +86,12 @@ def check_report(path: Path) -> None:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     with written_aside(path) as aside:
         aside.write_text(json.dumps(data, indent=2) + "\n")
-    errors.print(f"wrote {path}")
+    say_written(path)
+
+
+def say_written(path: Path) -> None:
+    if not is_stream(path):
+        errors.print(f"wrote {path}", soft_wrap=True)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,7 +18,7 @@ from ..modeling import layer_masks, patched
 from .commands.eval import WindowOptions
 from .console import CARRIED, bos_of, describe_machine, load_data, load_model, load_tokenizer, write_json
 from .options import DataOptions, MaskOptions, OutputOption
-from .terminal import console, progress_bar
+from .terminal import progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
 
@@ -38,6 +37,7 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
         with patched(loaded, None if mask == CARRIED else mask, layers=layers):
             result, seconds = _measure(loaded, token_ids, windows, bos, n_bytes, mask)
         rows.append({"mask": mask, **dataclasses.asdict(result), "tokens_per_second": result.tokens / seconds})
+    console = tables_beside(output.output)
     console.print(_table(rows, text.source, windows.context))
     console.print(_positions(rows))
     if output.output is not None:
@@ -82,7 +82,7 @@ def _table(rows: list[dict[str, Any]], source: str, context: int) -> Table:
     for row in rows:
         bits = "unknown" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
         table.add_row(
-            escape(row["mask"]),
+            row["mask"],
             f"{row['perplexity']:.3f}",
             f"{row['nats_per_token']:.4f}",
             bits,
@@ -105,5 +105,5 @@ def _positions(rows: list[dict[str, Any]]) -> Table:
         for first, end in parts:
             losses = [loss for loss in row["by_position"][first:end] if loss is not None]
             cells.append(f"{sum(losses) / len(losses):.3f}" if losses else "-")
-        table.add_row(escape(row["mask"]), *cells)
+        table.add_row(row["mask"], *cells)
     return table

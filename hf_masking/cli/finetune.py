@@ -69,7 +69,6 @@ def finetune(
         errors.print(
             f"processes: {processes.num_processes}; final loss {result.losses[-1]:.4f}; best perplexity {best:.3f} "
             f"after step {step}, saved in {output / 'best'}: load it with hf_masking.from_pretrained",
-            highlight=False,
             soft_wrap=True,
         )
 

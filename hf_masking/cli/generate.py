@@ -33,7 +33,7 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
     written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
     seconds = time.perf_counter() - started
     masks_used = ", ".join(dict.fromkeys(map(str, layer_masks(loaded))))
-    errors.print(_figures(masks_used, written, seconds, cache_size(cache)), markup=False, highlight=False)
+    errors.print(_figures(masks_used, written, seconds, cache_size(cache)))
 
 
 def _check(options: GenerateOptions) -> None:
@@ -49,7 +49,7 @@ def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCa
     """Prints the text as it comes; returns the number of new tokens."""
     sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
     torch.manual_seed(options.seed)
-    console.print(options.prompt, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print(options.prompt, end="", soft_wrap=True)
     sequences = model.generate(
         **tokens,
         past_key_values=cache,

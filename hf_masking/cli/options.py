@@ -94,7 +94,10 @@ class DataOptions:
 
     data: str = field(
         default="stdlib",
-        metadata={"help": "a text file, a folder, a hub data set NAME[:CONFIG], or 'stdlib': this Python's library"},
+        metadata={
+            "help": "a text file, a folder, - (standard input), a hub data set NAME[:CONFIG], or 'stdlib': this "
+            "Python's library"
+        },
     )
     split: str = field(default="test", metadata={"help": "the split of a hub data set"})
     column: str = field(default="text", metadata={"help": "the column of a hub data set"})
@@ -104,4 +107,6 @@ class DataOptions:
 class OutputOption:
     """Where the figures go."""
 
-    output: Path | None = field(default=None, metadata={"help": "write the figures to this JSON file"})
+    output: Path | None = field(
+        default=None, metadata={"help": "write the figures to this JSON file; - for standard output"}
+    )

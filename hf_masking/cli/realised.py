@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from ..evaluation import STDLIB, Text, encode, load_text
-from ..files import check_file, written_aside
+from ..files import written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import effective_weights, evaluating, patched, shape_of
 from .commands.show import RealisedOptions
-from .console import load_model, load_tokenizer
-from .terminal import errors
+from .console import check_picture, load_model, load_tokenizer, say_written
+from .terminal import signs
 
 
 def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:
     """The picture as text, if it is not too wide, and its figures."""
     assert options.model is not None
     if png is not None:
-        check_file(png)
+        check_picture(png)
     tokenizer, model = load_tokenizer(options.model), load_model(options.model)
     text = load_text(STDLIB) if options.text is None else Text("--text", options.text)
     tokens = encode(text, tokenizer, length)[0][None].to(model.device)
@@ -35,8 +35,8 @@ def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None
     if png is not None:
         with written_aside(png) as aside:
             draw_weights_png(shown, title, aside)
-        errors.print(f"wrote {png}")
-    drawn = f"{draw_weights_text(shown)}\n" if shown.shape[0] <= widest else ""
+        say_written(png)
+    drawn = f"{draw_weights_text(shown, **signs())}\n" if shown.shape[0] <= widest else ""
     return drawn + _figures(mask, shown, layers)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import check_file, written_aside
+from ..files import written_aside
 from ..masks import Causal, Mask
 from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
 from ..plan import Lengths, plan_of
 from .commands.show import RealisedOptions
+from .console import check_picture, say_written
 from .realised import realised
-from .terminal import console, errors
+from .terminal import console, errors, signs
 
 WIDEST = 64  # positions that are drawn as text
 
@@ -27,12 +28,14 @@ def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions)
         _print(realised(mask, realisation, length, png, WIDEST))
         return
     if png is not None:
+        check_picture(png)
         _draw(mask, length, png)
+    drawn = signs()
     for member in mask.heads:
         if len(mask.heads) > 1:
             _print(f"heads with {member}")
         if length <= WIDEST:
-            _print(draw_text(member, length))
+            _print(draw_text(member, length, allowed=drawn["allowed"], excluded=drawn["excluded"]))
         _print(_figures(member, length))
     if length > WIDEST:
         errors.print(f"(drawn as text up to {WIDEST} positions; --png FILE draws {length})")
@@ -53,13 +56,12 @@ def _figures(mask: Mask, length: int) -> str:
 
 
 def _print(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _draw(mask: Mask, length: int, path: Path) -> None:
     if length > 4096:
         raise ValueError(f"--png draws at most 4096 positions, got {length}")
-    check_file(path)
     with written_aside(path) as aside:
         draw_png(mask, length, aside)
-    errors.print(f"wrote {path}")
+    say_written(path)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ..files import written_aside
+from .console import say_written
 from .terminal import errors
 
 _WORDS = {"mask", "runs"}  # columns that are not numbers
@@ -33,9 +33,9 @@ class Grid:
             if heading in _WORDS:
                 result.add_column(heading, overflow="fold")
             else:
-                result.add_column(escape(heading), justify="right")
+                result.add_column(heading, justify="right")
         for row in self.rows:
-            result.add_row(*map(escape, row))
+            result.add_row(*row)
         return result
 
     def markdown(self) -> str:
@@ -60,7 +60,7 @@ def write_markdown(path: Path, title: str, *parts: str) -> None:
     """A title, then tables or paragraphs."""
     with written_aside(path) as aside:
         aside.write_text("\n\n".join([f"**{title}**", *parts]) + "\n")
-    errors.print(f"wrote {path}")
+    say_written(path)
 
 
 def write_picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
@@ -68,7 +68,7 @@ def write_picture(path: Path, size: tuple[float, float], draw: Callable[[Any], N
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking\\[plot]'")
+        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking[plot]'")
         return
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -77,4 +77,4 @@ def write_picture(path: Path, size: tuple[float, float], draw: Callable[[Any], N
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png")
-    errors.print(f"wrote {path}")
+    say_written(path)

@@ -5,12 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console()
-errors = Console(stderr=True)
+from ..streams import is_stdout
+
+# Without markup and emoji: brackets and colons belong to masks and to names of files.
+console = Console(markup=False, highlight=False, emoji=False)
+errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+def tables_beside(output: Path | None) -> Console:
+    """Return where tables go: on standard output, unless the figures themselves do."""
+    return errors if output is not None and is_stdout(output) else console
+
+
+def signs() -> dict[str, str]:
+    """Return the signs that masks are drawn with: ASCII where the terminal takes nothing else."""
+    drawn = {"allowed": "■", "between": "▒", "excluded": "·"}
+    try:
+        "".join(drawn.values()).encode(console.encoding)
+    except UnicodeEncodeError:
+        return {"allowed": "#", "between": "+", "excluded": "."}
+    return drawn
 
 
 @contextmanager
@@ -35,13 +54,13 @@ class _Once(logging.Handler):
         message = f"{record.levelname.lower()}: {record.getMessage()}"
         if message not in self.said:
             self.said.add(message)
-            errors.print(message, markup=False, highlight=False, soft_wrap=True)
+            errors.print(message, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Progress]:
     """A bar on standard error, if that is a terminal, with one task."""
-    # Not as markup: brackets belong to masks.
+    # A column has its own say on markup.
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     disable = not (visible and errors.is_terminal)
     with Progress(*columns, console=errors, transient=True, disable=disable) as progress:

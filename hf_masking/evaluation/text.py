@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 STDLIB = "stdlib"
+STDIN = "-"
 _SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".cpp", ".js"}
 # Parts of the standard library that are not its source, or are only there on some installations.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
@@ -67,6 +71,8 @@ def load_stream(source: str, *, split: str = "test", column: str = "text") -> Te
     if source == STDLIB:
         raise ValueError(f"{STDLIB} is read as a whole; leave --stream out, or name a file, a folder or a hub data set")
     path = Path(source).expanduser()
+    if source == STDIN or (path.exists() and not path.is_dir() and not path.is_file()):
+        raise ValueError(f"{source} can be read once only, and a stream is read anew on each pass; leave --stream out")
     if path.exists():
         files = [str(file) for file in (_files(path) if path.is_dir() else [path])]
         return TextStream(
@@ -80,8 +86,9 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
     """The text of a source.
 
     Parameters:
-        source: a UTF-8 file; a folder, whose text files are joined in the order of their names; ``stdlib``, the source
-            of the Python standard library that is running; or a data set of the hub, ``name`` or ``name:config``.
+        source: a UTF-8 file or a pipe; ``-``, standard input; a folder, whose text files are joined in the order of
+            their names; ``stdlib``, the source of the Python standard library that is running; or a data set of the
+            hub, ``name`` or ``name:config``.
         split: the split of a hub data set.
         column: its column that holds the text.
 
@@ -91,9 +98,11 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
     if source == STDLIB:
         return Text(source, _standard_library())
     path = Path(source).expanduser()
+    if source == STDIN:
+        return Text("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))
     if path.is_dir():
         return Text(source, _folder(path))
-    if path.is_file():
+    if path.exists():
         return Text(source, _read(path))
     _refuse_missing(source)
     rows = _hub(source, split)
@@ -134,18 +143,31 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
 
 
 def _refuse_missing(source: str) -> None:
-    if Path(source).suffix in _SUFFIXES or source.startswith((".", "/", "~")):
+    path = Path(source)
+    if path.suffix in _SUFFIXES or path.is_symlink() or source.startswith((".", "/", "~")):
         raise ValueError(f"no such file or folder: {source}; give a text file, a folder, a hub data set or 'stdlib'")
 
 
 def _read(path: Path) -> str:
+    mode = path.stat().st_mode
+    # A terminal ends where its user says so; other devices, such as /dev/zero, need not end at all.
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(path)):
+        raise ValueError(f"{path} is a device; name a text file or a pipe")
+    return _decoded(path.read_bytes(), str(path))
+
+
+def _is_terminal(path: Path) -> bool:
+    return os.path.realpath(path).startswith(("/dev/tty", "/dev/pts/"))
+
+
+def _decoded(content: bytes, name: str) -> str:
     try:
-        content = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it or name another file") from None
-    if not content.strip():
-        raise ValueError(f"{path} is empty; name a file with text")
-    return content
+        raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it or name another file") from None
+    if not text.strip():
+        raise ValueError(f"{name} is empty; name a file with text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _folder(path: Path) -> str:

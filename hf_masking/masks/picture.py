@@ -20,10 +20,10 @@ def draw_text(mask: Mask, length: int, *, allowed: str = "■", excluded: str = 
     return "\n".join(" ".join(allowed if pair else excluded for pair in row) for row in rows)
 
 
-def draw_weights_text(weights: Tensor) -> str:
+def draw_weights_text(weights: Tensor, *, allowed: str = "■", between: str = "▒", excluded: str = "·") -> str:
     """Weights from 0 to 1, ``[queries, keys]``, one row a query."""
-    signs = {0.0: "·", 1.0: "■"}
-    return "\n".join(" ".join(signs.get(weight, "▒") for weight in row) for row in weights.tolist())
+    signs = {0.0: excluded, 1.0: allowed}
+    return "\n".join(" ".join(signs.get(weight, between) for weight in row) for row in weights.tolist())
 
 
 def draw_png(mask: Mask, length: int, path: Path) -> None:

@@ -290,6 +290,8 @@ def wrong(message, *arguments, code=2):
         wrong("the number of tokens must be at least 1, got 0", "eval", "MODEL", "--data", "TEXT", "--max-tokens", "0"),
         wrong("is a folder; name a file", "eval", "MODEL", "--data", "TEXT", "--output", "FOLDER"),
         wrong("is a folder; name a file", "show", "causal", "--png", "FOLDER"),
+        wrong("--png writes a PNG, got a.jpg; name it a.png", "show", "causal", "--png", "a.jpg"),
+        wrong("a picture goes into a file", "show", "causal", "--png", "-"),
         wrong("is not an empty folder and holds no run", "compare", "MODEL", "--output", "FOLDER"),
         wrong("--seeds must be at least 1, got 0", "compare", "MODEL", "--seeds", "0"),
         wrong("text.txt is a file, not a folder", "eval", "MODEL", "--data", "TEXT", "--output", "text.txt/x.json"),

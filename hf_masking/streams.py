@@ -1,0 +1,73 @@
+"""Outputs that are no files: standard output, pipes and devices. They are written into, never replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+_NUMBERED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether ``path`` names standard output, another open descriptor, a pipe, a device or a socket."""
+    return _descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def is_stdout(path: Path) -> bool:
+    """Return whether ``path`` names standard output: `-` does."""
+    return _descriptor(path) == 1
+
+
+def check_stream(path: Path) -> None:
+    """Raise a ValueError for a stream that cannot be written into."""
+    descriptor = _descriptor(path)
+    try:
+        if descriptor is not None:
+            os.fstat(descriptor)
+        elif stat.S_ISSOCK(path.stat().st_mode):
+            raise ValueError(f"{path} is a socket; name a file or a pipe")
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(0, "no permission")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def written_into(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; its bytes go into the stream ``path`` when the block ends without an error."""
+    with tempfile.TemporaryDirectory() as scratch:
+        aside = Path(scratch) / "output"
+        yield aside
+        with aside.open("rb") as source, _opened(path) as sink:
+            shutil.copyfileobj(source, sink)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The stream, not opened anew where it is open: of a file behind it that would throw away what is there."""
+    descriptor = _descriptor(path)
+    if descriptor in (1, 2):
+        stream = sys.stdout if descriptor == 1 else sys.stderr
+        stream.flush()
+        yield stream.buffer
+        stream.flush()
+    else:
+        # A device is not to be created, and a file behind a descriptor not to be cut.
+        target = path if descriptor is None else os.dup(descriptor)
+        with open(target, "wb", opener=lambda name, _: os.open(name, os.O_WRONLY)) as file:
+            yield file
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that a path names by its number."""
+    named = _NUMBERED.fullmatch(str(path))
+    return int(named[1]) if named else _DESCRIPTORS.get(str(path))
