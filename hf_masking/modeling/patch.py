@@ -79,8 +79,16 @@ def unpatch_model(model: Model) -> Model:
     if base.config._attn_implementation == KEY:
         # Loaded by Transformers from a patched checkpoint: without its mask it would refuse to run.
         settings.forget(base.config)
-        base.set_attn_implementation("sdpa")
+        _use_own_attention(base)
     return model
+
+
+def _use_own_attention(base: PreTrainedModel) -> None:
+    """Set the best attention that the model's class has by itself: gpt-oss, say, refuses SDPA."""
+    try:
+        base.set_attn_implementation("sdpa")
+    except ValueError:
+        base.set_attn_implementation("eager")
 
 
 @contextmanager

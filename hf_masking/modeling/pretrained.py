@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,29 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from . import settings
 from .learned import NAME, is_learned
 from .patch import patch_model, require_checks
 from .record import find_patch
+from .settings import KEY, Settings
+
+logger = logging.getLogger("hf_masking")
 
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "variant")  # how a checkpoint is found
 
 
 def from_pretrained(
-    path: str | PathLike[str], *, check: bool = True, backend: str = "auto", **kwargs: Any
+    path: str | PathLike[str],
+    *,
+    check: bool = True,
+    backend: str = "auto",
+    auto_class: Any = AutoModelForCausalLM,
+    **kwargs: Any,
 ) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, then `patch_model` with the mask that the checkpoint carries.
+    """Load a model and patch it with the mask that its checkpoint carries.
 
     What a mask has learned is loaded with it; Transformers alone reports it as unexpected and drops it.
 
@@ -34,15 +44,17 @@ def from_pretrained(
         path: a folder or a hub id.
         check: as in `patch_model`.
         backend: as in `patch_model`.
-        kwargs: handed to `AutoModelForCausalLM.from_pretrained`.
+        auto_class: what loads the model: AutoModelForSequenceClassification, AutoModel, a model class.
+        kwargs: handed to ``auto_class.from_pretrained``.
 
     Raises:
-        ValueError: the checkpoint carries no mask, or not exactly the parameters that its masks learn.
+        ValueError: the checkpoint carries no mask, lacks weights, or holds not exactly the parameters that its masks
+            learn.
     """
-    model = load(path, backend=backend, **kwargs)
+    model = load(path, backend=backend, auto_class=auto_class, **kwargs)
     if find_patch(model) is None:
         raise ValueError(
-            f"{path} carries no mask; load it with AutoModelForCausalLM.from_pretrained and say which: "
+            f"{path} carries no mask; load it with {auto_class.__name__}.from_pretrained and say which: "
             "patch_model(model, 'window:256|sinks:4')"
         )
     if check:
@@ -50,19 +62,80 @@ def from_pretrained(
     return model
 
 
-def load(path: str | PathLike[str], *, backend: str = "auto", **kwargs: Any) -> PreTrainedModel:
-    """The model of a checkpoint, under the mask that it carries and with what that has learned, or without one."""
+def load(
+    path: str | PathLike[str], *, backend: str = "auto", auto_class: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
+    """Load the model of a checkpoint, under the mask that it carries and with what that has learned, or without one.
+
+    Raises:
+        ValueError: weights are missing, or the entry of the mask is wrong.
+    """
     if kwargs.get("output_loading_info"):
         raise ValueError("output_loading_info=True is not supported: it would return more than a model; leave it out")
-    # Loaded without the mask first, so that this is what `unpatch_model` returns to.
-    model = AutoModelForCausalLM.from_pretrained(path, **{"attn_implementation": "sdpa"} | kwargs)
-    saved = settings.read(model.config)
-    if saved is not None:
-        settings.forget(model.config)
-        options: dict[str, Any] = {"layers": saved.layers, "replace_model_pattern": saved.replace_model_pattern}
-        patch_model(model, saved.mask, check=False, backend=backend, **options)
-        _load_learned(model, path, {name: kwargs[name] for name in _WHERE if name in kwargs})
+    where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+    # Loaded without the mask first, so that this is what `unpatch_model` returns to. None: the best that the class has.
+    options = {"attn_implementation": None} | kwargs | {"output_loading_info": True}
+    model, report = auto_class.from_pretrained(path, **options)
+    _refuse_missing(path, model, report)
+    saved = _carried(path, model.config, kwargs.get("config"), where)
+    settings.forget(model.config)
+    if saved is None:
+        return model
+    masks: dict[str, Any] = {"layers": saved.layers, "replace_model_pattern": saved.replace_model_pattern}
+    patch_model(model, saved.mask, check=False, backend=backend, **masks)
+    _load_learned(model, path, where)
     return model
+
+
+def _refuse_missing(path: str | PathLike[str], model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Raise where weights would be random, which Transformers only reports; log those that nothing uses."""
+    model_class, saved_class = type(model).__name__, next(iter(model.config.architectures or ()), None)
+    if missing := report["missing_keys"]:
+        other = f" or auto_class=transformers.{saved_class}, which wrote this one" if saved_class != model_class else ""
+        raise ValueError(
+            f"{path} lacks weights of {model_class}, which would be random: {_listed(missing)}; give a whole "
+            f"checkpoint{other} (to train such weights: {model_class}.from_pretrained, then patch_model)"
+        )
+    if unused := [key for key in report["unexpected_keys"] if not is_learned(key)]:
+        logger.warning("%s holds weights that %s does not use: %s", path, model_class, _listed(unused))
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, where: dict[str, Any]) -> Settings | None:
+    """Return the mask that a checkpoint carries: an entry of ours, and the name of our attention.
+
+    That name makes Transformers refuse the checkpoint without this plugin. Where a model has been loaded without its
+    mask and saved again, Transformers keeps the entry and drops the name: then there is no mask, whoever loads it.
+
+    Parameters:
+        loaded: the config of the loaded model, from which Transformers has taken the name.
+        given: what the caller gave as ``config``.
+    """
+    if isinstance(given, PreTrainedConfig):
+        named = vars(given).get("attn_implementation", given._attn_implementation)
+    else:
+        found = {name: value for name, value in where.items() if name != "variant"}
+        named = PreTrainedConfig.get_config_dict(given or path, **found)[0].get("attn_implementation")
+    saved = settings.read(loaded)
+    if saved is None and named == KEY:
+        raise ValueError(
+            f"{path} has lost its mask: its config.json names attn_implementation {KEY!r} and has no {KEY!r} entry; "
+            "for full attention load it with AutoModelForCausalLM and attn_implementation='sdpa'"
+        )
+    if saved is not None and named != KEY:
+        logger.warning(
+            "%s carries no mask: its model was saved while '%s' was not in force (config.json has the entry without "
+            "attn_implementation %r)",
+            path,
+            saved.mask,
+            KEY,
+        )
+        return None
+    return saved
 
 
 def _load_learned(model: nn.Module, path: str | PathLike[str], where: dict[str, Any]) -> None:
