@@ -193,7 +193,7 @@ def _content(
 
 def _features(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
     """Of all queries and keys."""
-    features, running = learned.features(), batch.current()
+    features, running = batch.features(), batch.current()
     if n_queries == 1 and cached is not None and running is not None and not running.packed:
         features = tuple(
             replace(one, summaries=cached.block_summaries(leaf, running)) if leaf.selects else one

@@ -10,12 +10,13 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import PADDING, ids_from_padding, positions_in_documents
@@ -113,9 +114,26 @@ def _once(memo: dict[Mask, tuple[Tensor, T]], mask: Mask, columns: Tensor, make:
     return known[1]
 
 
+class Running(NamedTuple):
+    """A call that is under way: of a patched model, or of an attention module whose mask has features.
+
+    features: those of the leaves of the attention's mask, of the new tokens.
+    """
+
+    module: nn.Module
+    batch: Batch | None
+    features: tuple[Features, ...] = ()
+
+
 class _Stack(threading.local):
+    """The calls that are under way in this thread, each inside of the one before it.
+
+    A KeyboardInterrupt goes past the hooks that would take a call off again. What it leaves lies below the next call,
+    which does not ask for it, and goes when its module, or one around that, is called anew.
+    """
+
     def __init__(self) -> None:
-        self.calls: list[tuple[nn.Module, Batch]] = []
+        self.calls: list[Running] = []
 
 
 _stack = _Stack()
@@ -123,27 +141,43 @@ _stack = _Stack()
 
 def current() -> Batch | None:
     """The batch of the innermost patched forward that is running in this thread."""
-    return _stack.calls[-1][1] if _stack.calls else None
+    return _stack.calls[-1].batch if _stack.calls else None
+
+
+def features() -> tuple[Features, ...]:
+    """What the leaves of the running layer's mask have read of the new tokens, in order; empty if it reads nothing."""
+    return _stack.calls[-1].features if _stack.calls else ()
 
 
 def around(module: nn.Module) -> Batch | None:
     """The batch of the running forward that ``module`` is a part of."""
-    if any(module is running for running, _ in _stack.calls):
-        # No module runs inside itself: a KeyboardInterrupt went past the hooks, and what it left is stale.
-        _stack.calls.clear()
-    outer = _stack.calls[-1] if _stack.calls else None
-    return None if outer is None or all(module is not inner for inner in outer[0].modules()) else outer[1]
+    _take_off({module})  # no module runs inside itself
+    if not _stack.calls:
+        return None
+    outer = _stack.calls[-1]
+    if any(module is inner for inner in outer.module.modules()):
+        return outer.batch
+    _take_off(set(module.modules()))  # nor inside a part of itself
+    return None
 
 
-def push(module: nn.Module, batch: Batch) -> None:
-    _stack.calls.append((module, batch))
+def _take_off(modules: set[nn.Module]) -> None:
+    """Ends the first call of one of these modules, and those inside of it: an interrupt has left them."""
+    for index, call in enumerate(_stack.calls):
+        if call.module in modules:
+            del _stack.calls[index:]
+            return
+
+
+def push(module: nn.Module, batch: Batch | None, features: tuple[Features, ...] = ()) -> None:
+    _stack.calls.append(Running(module, batch, features))
 
 
 def pop(module: nn.Module) -> Batch | None:
     """The module's batch; None for a call that failed before it had one, which left nothing to undo."""
-    if not _stack.calls or _stack.calls[-1][0] is not module:
+    if not _stack.calls or _stack.calls[-1].module is not module:
         return None
-    return _stack.calls.pop()[1]
+    return _stack.calls.pop().batch
 
 
 def documents(

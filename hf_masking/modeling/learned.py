@@ -16,31 +16,26 @@ from torch.utils.hooks import RemovableHandle
 
 from ..adaptive import AdaptiveMask, Features, LayerShape
 from ..masks import Mask
+from . import batch
 
 logger = logging.getLogger("hf_masking")
 
 NAME = "hf_masking"  # the submodule of an attention module, and so a part of the names of its parameters
 
 
-class _Reading(threading.local):
-    """What the attention module that is running in this thread has read, and the penalties that are collected."""
+class _Collected(threading.local):
+    """The penalties that are being collected in this thread."""
 
     def __init__(self) -> None:
-        self.features: tuple[Features, ...] = ()
         self.penalties: list[Tensor] | None = None
 
 
-_reading = _Reading()
-
-
-def features() -> tuple[Features, ...]:
-    """What the leaves of the running layer's mask have read of the new tokens, in order; empty if it reads nothing."""
-    return _reading.features
+_collected = _Collected()
 
 
 def key_features() -> Tensor | None:
     """What has been read of the new keys ``[B, Hkv, n, s]``, of all leaves together; None for nothing."""
-    read = [one.key for one in _reading.features if one.key is not None]
+    read = [one.key for one in batch.features() if one.key is not None]
     return torch.cat(read, dim=-1) if read else None
 
 
@@ -64,11 +59,11 @@ def mask_penalties() -> Iterator[list[Tensor]]:
     There are none where gradients are off, which is said in the log. Gradient checkpointing must be the one with
     ``use_reentrant=False``: the other runs its first pass without gradients.
     """
-    _reading.penalties, before = [], _reading.penalties
+    _collected.penalties, before = [], _collected.penalties
     try:
-        yield _reading.penalties
+        yield _collected.penalties
     finally:
-        _reading.penalties = before
+        _collected.penalties = before
 
 
 def attach(
@@ -121,18 +116,18 @@ def _read(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             read.append(module(hidden))
             if hasattr(module, "penalty"):
                 _collect(module, hidden, read[-1])
-    _reading.features = tuple(read)
+    batch.push(attention, batch.current(), tuple(read))
 
 
 def _collect(module: Any, hidden: Tensor, features: Features) -> None:
     """The penalty of a module, for who asks for it."""
-    asked = _reading.penalties is not None
+    asked = _collected.penalties is not None
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
     if learns and (asked or module.training):
         # In training also where nobody collects: checkpointing repeats a forward, and must find the same.
         penalty = module.penalty(hidden, features)
-        if _reading.penalties is not None:
-            _reading.penalties.append(penalty)
+        if _collected.penalties is not None:
+            _collected.penalties.append(penalty)
     elif asked:
         _tell_once("its parameters are frozen" if torch.is_grad_enabled() else "gradients are off")
 
@@ -147,5 +142,5 @@ def _tell_once(reason: str) -> None:
 
 
 @torch.compiler.disable
-def _forget(*_: Any) -> None:
-    _reading.features = ()
+def _forget(attention: nn.Module, *_: Any) -> None:
+    batch.pop(attention)

@@ -19,7 +19,7 @@ from hf_masking import (
     unpatch_model,
 )
 from hf_masking.evaluation import check_generation
-from hf_masking.modeling import cache, is_learned, learned
+from hf_masking.modeling import batch, cache, is_learned
 
 from .families import CONFIGS, build
 
@@ -252,7 +252,7 @@ def test_nothing_is_left_behind_by_a_call_that_fails(monkeypatch):
         broken.setattr("hf_masking.modeling.attention.masked_attention", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(tokens(1, 9))
-    assert learned.features() == ()
+    assert batch.features() == ()
 
 
 def test_a_plain_load_says_that_something_is_missing(tmp_path):

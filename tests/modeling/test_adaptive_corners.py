@@ -25,7 +25,7 @@ from hf_masking import (
     patch_model,
     patched,
 )
-from hf_masking.modeling import is_learned, learned
+from hf_masking.modeling import batch, is_learned, learned
 
 from .families import build
 from .test_adaptive import learn, model_of, tokens
@@ -250,6 +250,40 @@ def test_summaries_of_blocks_that_the_attention_mask_moves():
         layer._summaries = None
     anew = model(ids[:, 41:], past_key_values=cache, attention_mask=seen).logits
     torch.testing.assert_close(step, anew, atol=1e-5, rtol=0)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["forward", "recomputation"])
+@pytest.mark.parametrize("other", ["itself", "a static mask"])
+def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monkeypatch):
+    """torch runs the hooks that clean up after an Exception, and not after Ctrl-C in a notebook."""
+    monkeypatch.setattr(batch, "_stack", batch._Stack())
+    model = model_of("llama", "relevance:rank=3|sinks:1")
+    then = model if other == "itself" else patch_model(build("qwen3"), "window:4", check=False)
+    with torch.no_grad():
+        expected = then.eval()(tokens(1, 9), use_cache=False).logits
+    model.train()
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+    def run():
+        return model(tokens(1, 9), use_cache=False).logits.sum()
+
+    interrupted = run().backward if where == "recomputation" else run
+    with monkeypatch.context() as broken:
+        broken.setattr("hf_masking.modeling.attention.masked_attention", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    model.eval()
+    cache = DynamicCache()
+    with torch.no_grad():
+        steps = [then(piece, past_key_values=cache).logits for piece in tokens(1, 9).split([4, 1, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-4, rtol=0)
+    assert all((layer.features is None) == (then is not model) for layer in cache.layers)
+    assert bool(batch._stack.calls) == (then is not model)
 
 
 def test_features_without_a_mask_that_reads_them_are_refused():
