@@ -38,6 +38,7 @@ class MaskedLayer(DynamicLayer):
     features: what a mask that looks at the content has read of the keys ``[B, H, columns, s]``; None for nothing.
     mask: that of the layer, which a cache keeps to; None until its attention has run.
     reads: what later queries read under it; until that is known everything is kept.
+    masked: whether its tokens were read by a patched model, of whose cache this is a layer.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has dropped.
     marked: cropped to fewer, it would lack tokens of a prefix or a span that the others of it have seen.
     """
@@ -55,6 +56,7 @@ class MaskedLayer(DynamicLayer):
         self.mask: Mask | None = None
         self.reads: Mask | None = None
         self.seen = self.floor = self.marked = 0
+        self.masked = False
         # At the last drop: a number of columns, and how many of them held real tokens, by row.
         self._real: tuple[int, Tensor] | None = None
 
@@ -146,11 +148,17 @@ class MaskedLayer(DynamicLayer):
 
     def _check(self, batch: Batch | None) -> None:
         """Refuses to go on where that would be silently wrong."""
+        masked = batch is not None and batch.cache is not None and any(layer is self for layer in batch.cache.layers)
+        if self.seen and masked != self.masked:
+            # Also where nothing has been dropped: from the second layer on the keys are those of another function.
+            raise ValueError(
+                f"this cache holds {self.seen} tokens read under '{self.mask}', and the model that uses it is not "
+                "patched; start with an empty cache"
+                if self.masked
+                else f"this cache holds {self.seen} tokens that no patched model has read; start with an empty cache"
+            )
+        self.masked = masked
         if batch is None:
-            if self.floor:
-                raise ValueError(
-                    f"this cache keeps what '{self.mask}' reads, and the model that uses it is not patched"
-                )
             return
         if batch.cache is not None and self.seen != batch.seen:
             raise ValueError(

@@ -4,6 +4,7 @@ import copy
 import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, DynamicCache, QuantizedCache, pipeline
 
 from hf_masking.masks import Mask
-from hf_masking.modeling import batch, cache, patch_model, unpatch_model
+from hf_masking.modeling import batch, cache, patch_model, patched, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
 
@@ -160,7 +161,7 @@ class Run:
         ids = torch.where(self.real[self.rows, : seen + new], 0, -1)
         columns = torch.arange(seen, seen + new).float()
         states = (columns[None, :] + 1000 * self.rows[:, None].float())[:, None, :, None]
-        stacked = Batch(seen, new, ids)
+        stacked = Batch(seen, new, ids, cache=SimpleNamespace(layers=[self.layer]))
         module = torch.nn.Identity()
         batch.push(module, stacked)
         try:
@@ -404,11 +405,41 @@ def test_a_cache_that_is_half_updated_or_left_behind_is_refused():
     with pytest.raises(ValueError, match="a call that failed has left this cache half updated"):
         model(tokens(1, 1), past_key_values=held)
 
-    held = filled(model)
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("length", [30, 90])
+def test_a_cache_is_of_a_model_with_its_mask_or_without(family, length):
+    """A short one has dropped nothing, but it was read under the mask all the same."""
+    model = patch_model(build(family), "window:4|sinks:1", check=False)
+    held = filled(model, length)
+    with patched(model, "window:3", check=False), pytest.raises(ValueError, match="start with an empty cache"):
+        model(tokens(1, 1), past_key_values=copy.deepcopy(held))
     model(tokens(1, 1), past_key_values=held)
     unpatch_model(model)
-    with pytest.raises(ValueError, match=r"this cache keeps what 'window:4\|sinks:1' reads, and the model that us"):
+    for new in (1, 3):
+        with pytest.raises(
+            ValueError, match=rf"this cache holds {length + 1} tokens read under .*is not patched; start"
+        ):
+            model(tokens(1, new), past_key_values=held)
+
+    held.reset()
+    dense = model(tokens(1, 9)).logits
+    torch.testing.assert_close(model(tokens(1, 9), past_key_values=held).logits, dense)
+    model(tokens(1, 1), past_key_values=held)
+    patch_model(model, "window:4|sinks:1", check=False)
+    with pytest.raises(ValueError, match="this cache holds 10 tokens that no patched model has read"):
         model(tokens(1, 1), past_key_values=held)
+
+
+@torch.no_grad()
+def test_an_unpatched_model_inside_a_patched_forward_has_a_cache_of_its_own():
+    student, teacher = patch_model(build("llama"), "window:4", check=False), patch_model(build("qwen3"), "window:4")
+    held = filled(teacher, 30)
+    unpatch_model(teacher)
+    student.model.layers[1].register_forward_pre_hook(lambda *_: teacher(tokens(1, 1), past_key_values=held) and None)
+    with pytest.raises(ValueError, match="this cache holds 30 tokens read under 'window:4'"):
+        student(tokens(1, 30), use_cache=False)
 
 
 @torch.no_grad()
