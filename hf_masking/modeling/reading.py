@@ -138,7 +138,7 @@ def _read_position_ids(
     if position_ids is None or position_ids.ndim != 2:
         return None
     position_ids = position_ids.expand(rows, -1)
-    if seen and bool(((position_ids[:, 0] == 0) & (True if real is None else real[:, :seen].any(-1))).any()):
+    if seen and bool(_starts_anew(position_ids, real, seen).any()):
         raise ValueError(
             "position_ids start a new document behind cached tokens; "
             f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens)"
@@ -151,3 +151,12 @@ def _read_position_ids(
     if not bool((ids > 0).any()):
         return None
     return torch.cat([ids_from_padding(real[:, :seen]), ids], dim=-1)
+
+
+def _starts_anew(position_ids: Tensor, real: Tensor | None, seen: int) -> Tensor:
+    """Whether each row has cached tokens, and its first new token has position 0 all the same (padding may)."""
+    if real is None:
+        return position_ids[:, 0] == 0
+    cached, new = real[:, :seen], real[:, seen:]
+    first = position_ids.gather(1, new.int().argmax(-1, keepdim=True))[:, 0]
+    return cached.any(-1) & new.any(-1) & (first == 0)

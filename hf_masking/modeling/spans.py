@@ -179,7 +179,8 @@ def _of_ids(span_ids: Tensor, real: Tensor | None, shape: tuple[int, int, int]) 
                 "a marked span starts in the cache and goes on in new tokens, which its first tokens have not seen; "
                 "let a span come in one call"
             )
-    return spans
+    # No new token is in a span of cached ones, and the cache may have evicted a part of it.
+    return torch.where(torch.arange(seen + new, device=spans.device) < seen, PADDING, spans)
 
 
 def _refuse_seen_labels(labels: Tensor | None, spans: Tensor) -> None:

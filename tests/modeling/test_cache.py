@@ -132,6 +132,62 @@ def test_a_document_that_starts_behind_cached_tokens_needs_document_ids(new):
         model(tokens(1, new), position_ids=torch.arange(new)[None], past_key_values=cache)
 
 
+def holes_after_the_seam(pads, length):
+    """Two rows of cached tokens, of which one then has ``pads`` columns of padding before its new tokens."""
+    attention_mask = torch.ones(2, length, dtype=torch.long)
+    attention_mask[0, 6 : 8 + pads] = 0
+    position_ids = positions(attention_mask).masked_fill(attention_mask == 0, 0)  # as `generate` makes them
+    return attention_mask, position_ids
+
+
+@pytest.mark.parametrize("pads", [1, 3])
+@pytest.mark.parametrize("mask", ["causal", "window:4|sinks:1"])
+@torch.no_grad()
+def test_padding_right_after_the_cached_tokens_starts_no_document(mask, pads):
+    model, inputs = patch_model(build("llama"), mask, check=False), tokens(2, 14)
+    attention_mask, position_ids = holes_after_the_seam(pads, 14)
+    whole = model(inputs, attention_mask=attention_mask, position_ids=position_ids, use_cache=False).logits
+    cache, logits = None, []
+    for columns in (slice(0, 8), slice(8, 9), slice(9, 14)):
+        given = {"attention_mask": attention_mask[:, : columns.stop], "position_ids": position_ids[:, columns]}
+        output = model(inputs[:, columns], past_key_values=cache, use_cache=True, **given)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    real = attention_mask.bool()
+    torch.testing.assert_close(torch.cat(logits, 1)[real], whole[real], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_document_that_starts_after_such_padding_is_still_seen():
+    model, inputs = patch_model(build("llama"), "causal", check=False), tokens(2, 14)
+    attention_mask, position_ids = holes_after_the_seam(3, 14)
+    cache = model(inputs[:, :8], attention_mask=attention_mask[:, :8], use_cache=True).past_key_values
+    position_ids[0, 11:] = torch.arange(3)
+    with pytest.raises(ValueError, match="start a new document behind cached tokens"):
+        model(inputs[:, 8:], attention_mask=attention_mask, position_ids=position_ids[:, 8:], past_key_values=cache)
+
+
+@pytest.mark.parametrize("mask", ["causal", "window:4|sinks:1"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_a_second_turn_goes_on_where_a_row_has_ended_early(family, mask):
+    model, inputs = patch_model(build(family), mask, check=False), tokens(2, 9)
+    first = model.generate(inputs, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    # What row 0 writes early, and row 1 never.
+    column = next(column for column in range(9, 13) if first[0, column] not in first[1, 9:])
+    ending = int(first[0, column])
+    settings = {"do_sample": False, "return_dict_in_generate": True, "pad_token_id": 0}
+    one = model.generate(inputs, max_new_tokens=6, eos_token_id=ending, **settings)
+    assert not one.sequences[0, column + 1 :].any()
+    ended = torch.ones(2, 15, dtype=torch.long)
+    ended[0, column + 1 :] = 0
+    texts = torch.cat([one.sequences, tokens(2, 4, seed=7)], 1)
+    attention_mask = torch.nn.functional.pad(ended, (0, 4), value=1)
+    settings |= {"attention_mask": attention_mask, "max_new_tokens": 8, "eos_token_id": None}
+    two = model.generate(texts, past_key_values=one.past_key_values, **settings)
+    assert torch.equal(two.sequences, model.generate(texts, use_cache=False, **settings).sequences)
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 @torch.no_grad()
 def test_a_static_cache_that_drops_needed_keys_is_refused(family):

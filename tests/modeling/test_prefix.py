@@ -173,6 +173,25 @@ def test_what_is_refused():
 
 
 @torch.no_grad()
+def test_spans_said_again_while_decoding_change_nothing():
+    """The cache has evicted a part of the first span by then; a second one comes with new tokens."""
+    model, inputs = patch_model(build("llama"), "spans|summary:4,1|window:2", check=False), tokens(2, 112)
+    ids = torch.full((2, 112), -1)
+    ids[:, 3:17], ids[:, 103:107] = 0, 1
+    whole = model(inputs, span_ids=ids, use_cache=False).logits
+    for again in (False, True):
+        cache, logits = None, []
+        for columns in (slice(0, 100), slice(100, 101), slice(101, 102), slice(102, 110), slice(110, 112)):
+            marks = again or columns.start in (0, 102)
+            given = {"span_ids": ids[:, : columns.stop]} if marks else {}
+            output = model(inputs[:, columns], past_key_values=cache, use_cache=True, **given)
+            cache = output.past_key_values
+            logits.append(output.logits)
+        assert len(cache.layers[0].columns) < 90
+        torch.testing.assert_close(torch.cat(logits, 1), whole, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
 def test_spans_in_generate():
     """Which tokens of a prompt are marked has to be said; unlike a prefix, no prompt is a span by itself."""
     model, inputs = patch_model(build("llama"), "spans|window:4|sinks:1", check=False), tokens(2, 9)
