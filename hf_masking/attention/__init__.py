@@ -1,6 +1,7 @@
 """The backends that compute attention under a mask, behind one function."""
 
-from .masked_attention import BACKENDS, check_backend, masked_attention
+from .backends import BACKENDS, check_backend, takes_gaps
+from .masked_attention import masked_attention
 from .weights import log_weights
 
-__all__ = ["BACKENDS", "check_backend", "log_weights", "masked_attention"]
+__all__ = ["BACKENDS", "check_backend", "log_weights", "masked_attention", "takes_gaps"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..masks import Mask
@@ -23,6 +25,13 @@ _FEW_PAIRS = 2**14
 _MOST_PAIRS = 2**22
 
 
+class Choice(NamedTuple):
+    """A backend, and why it runs."""
+
+    backend: str
+    reason: str
+
+
 def choose(
     mask: Mask,
     documents: Documents,
@@ -33,44 +42,58 @@ def choose(
     dropout: float,
     softcap: float | None,
     sink_logits: Tensor | None,
-) -> str:
-    """The name of a backend."""
-    if documents.scattered or query.shape[2] == 1:
-        _say_once("blockwise", "one query, or keys with gaps, as in decoding")
-        return "blockwise"
+) -> Choice:
+    """Return the backend that is expected to be the fastest of those that can do this."""
+    if documents.scattered:
+        return Choice("gathered", "the positions of the keys have gaps, as in a cache that has evicted keys")
+    if query.shape[2] == 1:
+        return Choice("gathered", "a single query, as in decoding")
+    if mask.is_adaptive:
+        return Choice("blockwise", "the mask is adaptive")
     if query.device.type == "cuda":
         reason = flex.why_not(mask, documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
         if reason is None:
-            return "flex"
-        _say_once("blockwise", f"FlexAttention cannot do this: {reason}")
-        return "blockwise"
-    if dropout or softcap is not None or sink_logits is not None:
-        # The dense kernels either lack these or keep all pairs for them.
-        return "blockwise"
-    gain = 0.0
-    for segment in documents.segments:
-        for member in mask.heads:
-            gain += _dense_minus_sparse(segment.bind(member), segment.lengths)
-    name = "blockwise" if gain > 0 else "sdpa"
-    _say_once(name, mask)
-    return name
+            return Choice("flex", "on CUDA")
+        return Choice("blockwise", f"FlexAttention cannot do this: {reason}")
+    # The dense kernels either lack these or keep all pairs for them.
+    asked = {"dropout": dropout > 0, "softcap": softcap is not None, "sink_logits": sink_logits is not None}
+    if any(asked.values()):
+        return Choice("blockwise", f"it computes {' and '.join(name for name in asked if asked[name])} in blocks")
+    estimates = [
+        _estimate(segment.bind(member), segment.lengths) for segment in documents.segments for member in mask.heads
+    ]
+    if sum(estimate.gain for estimate in estimates) > 0:
+        return Choice("blockwise", "expected to be faster than dense attention at such a length")
+    return Choice("sdpa", min(estimates, default=_Estimate(0.0, "nothing but padding")).reason)
+
+
+class _Estimate(NamedTuple):
+    """What a plan would save against dense attention, for one head, and what speaks for dense attention."""
+
+    gain: float
+    reason: str
 
 
 @functools.lru_cache(maxsize=1024)
-def _dense_minus_sparse(mask: Mask, lengths: Lengths) -> float:
-    """What a plan would save against dense attention, for one head."""
+def _estimate(mask: Mask, lengths: Lengths) -> _Estimate:
     pairs = lengths.queries * lengths.keys
     if pairs <= _FEW_PAIRS:
-        return -1.0
+        return _Estimate(-1.0, f"dense attention is faster for so few pairs (up to {_FEW_PAIRS:,})")
     if is_causal(mask, lengths):
-        return pairs / 2 * _CAUSAL_COST - plan_of(mask, lengths).cost
+        gain = pairs / 2 * _CAUSAL_COST - plan_of(mask, lengths).cost
+        return _Estimate(gain, "the mask is all of causal at such a length")
+    reason = "dense attention is expected to be faster at such a length"
     if pairs > _MOST_PAIRS:
-        return float("inf")
-    return pairs * _DENSE_COST - plan_of(mask, lengths).cost
+        return _Estimate(float("inf"), reason)
+    return _Estimate(pairs * _DENSE_COST - plan_of(mask, lengths).cost, reason)
 
 
-# Called with what the text is made of: no text is made for a line that has been said.
+def log(choice: Choice, mask: Mask) -> None:
+    """Log a choice once per mask and reason."""
+    if not torch.compiler.is_compiling():  # a log call would break the graph
+        _log_once(choice, mask)
+
+
 @functools.lru_cache(maxsize=1024)
-def _say_once(name: str, mask: Mask | str) -> None:
-    why = mask if isinstance(mask, str) else f"expected to be the faster one for {mask} at such a length"
-    logger.info("backend 'auto' runs %r: %s", name, why)
+def _log_once(choice: Choice, mask: Mask) -> None:
+    logger.info("backend 'auto' runs %r for '%s': %s", choice.backend, mask, choice.reason)

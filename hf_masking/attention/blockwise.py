@@ -19,7 +19,7 @@ from torch import Tensor
 from ..adaptive import AdaptiveMask, Features
 from ..masks import Mask
 from ..plan import Blocks, Diagonals, Documents, Part, Segment, Selected, plan_of
-from . import block_kernel, content, diagonal_kernel, gathered, selected_kernel
+from . import block_kernel, content, diagonal_kernel, selected_kernel
 from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing
 
 _KERNELS: dict[type, ModuleType] = {
@@ -70,9 +70,6 @@ def attend(
     Raises:
         ValueError: a second derivative is asked for.
     """
-    if query.shape[2] == 1 or documents.scattered:
-        options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
-        return gathered.attend(query, key, value, mask, documents, scale=scale, features=features, **options)
     if mask.is_adaptive:
         tasks = list(_adaptive_tasks(mask, documents, query.detach(), key.detach(), features))
     else:

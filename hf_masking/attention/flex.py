@@ -63,8 +63,6 @@ def why_not(
     sink_logits: Tensor | None = None,
 ) -> str | None:
     """Why FlexAttention cannot do this, or None."""
-    if documents.scattered:
-        return "the keys have gaps"
     if not mask.is_bound:
         return "the mask differs from row to row"
     if dropout:

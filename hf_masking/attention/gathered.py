@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
-from . import one_choice, reference
+from . import one_choice, reference, sdpa
 from .columns import allowed_columns, few
 from .weights import log_weights
 
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
 
 
+# What it gathers depends on the data, which a compiled graph may not.
+@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,
@@ -53,7 +54,7 @@ def attend(
         keys, values = (x if columns is None else x.index_select(2, columns) for x in (key, value))
         q, k, v = (x.to(precise) for x in (query[:, :, mine], keys, values))
         if fused:
-            chunks.append(_dense(q, k, v, allowed, scale, dropout))
+            chunks.append(sdpa.under_mask(q, k, v, allowed, scale=scale, dropout=dropout))
         else:
             sinks = None if sink_logits is None else sink_logits.to(precise)
             options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sinks}
@@ -79,21 +80,3 @@ def _selection(
     if columns is None:
         return documents, None, weights, read
     return documents.of_keys(columns), columns, weights[..., columns], [one.of_keys(columns) for one in read]
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scale: float, dropout: float) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    blind = None
-    if allowed is not None:
-        allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1) if allowed.shape[1] > 1 else allowed
-        # A softmax over nothing is not a number; these rows see everything, and are filled below.
-        if allowed.dtype == torch.bool:
-            blind = ~allowed.any(-1, keepdim=True)
-            allowed = allowed | blind
-        else:
-            blind = (allowed == -torch.inf).all(-1, keepdim=True)
-            allowed = allowed.masked_fill(blind, 0.0).to(query.dtype)
-    output = scaled_dot_product_attention(
-        query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scale, enable_gqa=grouped
-    )
-    return output if blind is None else output.masked_fill(blind, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,9 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
-from . import automatic, blockwise, flex, reference, sdpa
+from . import automatic
+from .backends import BACKENDS, check_backend, require_fit
 from .weights import checked
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.attend,
-    "sdpa": sdpa.attend,
-    "blockwise": blockwise.attend,
-    "flex": flex.attend,
-}
 
 
 def masked_attention(
@@ -52,9 +46,9 @@ def masked_attention(
         scale: factor of the scores, any finite number; by default ``1 / sqrt(D)``.
         dropout: probability with which a weight is dropped; the caller decides whether this is training.
         backend: ``"auto"``, or one of `BACKENDS`: ``"reference"`` (dense, obviously right), ``"sdpa"`` (PyTorch's
-            dense attention), ``"blockwise"`` (only what the mask allows, in plain PyTorch), ``"flex"`` (compiled
-            FlexAttention). A backend that is named never falls back to another; ``"auto"`` says in the log what it
-            chose.
+            dense attention), ``"gathered"`` (dense attention to the keys that a few queries see, as in decoding),
+            ``"blockwise"`` (only what the mask allows, in plain PyTorch), ``"flex"`` (compiled FlexAttention). A
+            backend that is named runs or raises; ``"auto"`` logs what it chose, once per mask and reason.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
         sink_logits: ``[Hq]``, a learned score that takes weight and gives no value (gpt-oss).
         features: for a mask that looks at the content: what each of its parts that learn has read of the tokens, in
@@ -64,7 +58,8 @@ def masked_attention(
         ``[B, Hq, Nq, Dv]``.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown backend, a spec that is not understood.
+        ValueError: shapes that do not fit, an unknown backend or one that cannot do this, a spec that is not
+            understood.
     """
     _check_shapes(query, key, value)
     _check_options(query.shape[1], scale, dropout, softcap, sink_logits)
@@ -74,29 +69,20 @@ def masked_attention(
     batch, _, n_queries, head_size = query.shape
     described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
     options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
+    if backend == "auto":
+        choice = automatic.choose(mask, described, query, key, value, **options)
+        automatic.log(choice, mask)
+        backend = choice.backend
+    require_fit(backend, mask, described)
     if mask.is_adaptive:
         options["features"] = checked(features, mask, query, key)
-        if backend in ("sdpa", "flex"):
-            raise ValueError(
-                f"backend {backend!r} computes no mask that looks at the content, such as '{mask}'; "
-                "use backend='blockwise' or 'reference'"
-            )
-        backend = "blockwise" if backend == "auto" else backend
     elif features:
         raise ValueError(f"'{mask}' does not look at the content and takes no features; leave features= out")
-    if backend == "auto":
-        backend = automatic.choose(mask, described, query, key, value, **options)
     scale = head_size**-0.5 if scale is None else scale
     # What is chosen must not depend on the way of computing it, as it would if some products were in half precision.
     autocast = torch.is_autocast_enabled(query.device.type) and not mask.is_adaptive
     with torch.autocast(query.device.type, enabled=autocast):
-        return BACKENDS[backend](query, key, value, mask, described, scale=scale, **options)
-
-
-def check_backend(name: str) -> None:
-    """Raises a ValueError unless ``name`` is a backend."""
-    if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+        return BACKENDS[backend].attend(query, key, value, mask, described, scale=scale, **options)
 
 
 def _check_heads(mask: Mask, n_heads: int) -> None:

@@ -10,7 +10,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..masks import Mask
 from ..plan import Documents, Lengths, is_causal
-from . import gathered
 
 
 def attend(
@@ -25,7 +24,9 @@ def attend(
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
 ) -> Tensor:
-    """One call for each document, `is_causal` where the mask is that. Shapes as in `masked_attention`.
+    """One call for each document, `is_causal` where the mask is that; one for all where keys have gaps.
+
+    Shapes as in `masked_attention`.
 
     Raises:
         ValueError: a soft cap or sink logits, which SDPA does not know.
@@ -34,7 +35,8 @@ def attend(
         what = "softcap" if softcap is not None else "sink_logits"
         raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
     if documents.scattered:
-        return gathered.attend(query, key, value, mask, documents, scale=scale, dropout=dropout)
+        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
+        return under_mask(query, key, value, allowed, scale=scale, dropout=dropout)
     members = mask.heads
     if documents.alike and len(members) == 1 and len(documents.segments) == 1:
         segment = documents.segments[0]
@@ -58,6 +60,30 @@ def attend(
         nothing = torch.ones((), dtype=torch.bool, device=query.device)
         output += sum(x.masked_fill(nothing, 0.0).sum() for x in (query, key, value))
     return output
+
+
+def under_mask(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, scale: float, dropout: float
+) -> Tensor:
+    """Attend densely under ``allowed``: booleans or logarithms of weights ``[B, M, Q, K]``, None for every pair.
+
+    M masks are those of as many groups of query heads. A row that sees nothing gives 0.
+    """
+    blind = None
+    if allowed is not None:
+        allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1) if allowed.shape[1] > 1 else allowed
+        # A softmax over nothing is not a number; these rows see everything, and are filled below.
+        if allowed.dtype == torch.bool:
+            blind = ~allowed.any(-1, keepdim=True)
+            allowed = allowed | blind
+        else:
+            blind = (allowed == -torch.inf).all(-1, keepdim=True)
+            allowed = allowed.masked_fill(blind, 0.0).to(query.dtype)
+    grouped = query.shape[1] != key.shape[1]
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scale, enable_gqa=grouped
+    )
+    return output if blind is None else output.masked_fill(blind, 0.0)
 
 
 def _one(

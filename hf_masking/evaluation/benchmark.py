@@ -145,7 +145,7 @@ def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: b
 def _auto_runs(mask: str, shape: Shape) -> str:
     inputs = [torch.empty(1, 1, 1, shape.head_size, device=shape.device).expand(-1, -1, shape.length, -1)] * 3
     documents = Documents.single(shape.length, shape.length)
-    return automatic.choose(Mask.parse(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None)
+    return automatic.choose(Mask.parse(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None).backend
 
 
 def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from ..adaptive import Features
-from ..attention import masked_attention
+from ..attention import masked_attention, takes_gaps
 from ..masks import Causal, Mask
 from ..plan import Documents
 from . import batch, handle, learned
@@ -153,9 +153,8 @@ def attend(
     features, reads = (), mask
     if mask.is_adaptive:
         features, reads = _content(module, mask, cached, query.shape[2], key.shape[2])
-    if cached is not None and layer_mask.backend != "flex":
-        # FlexAttention runs over neighbouring keys only: there the cache keeps them all.
-        cached.bind(mask, reads)
+    if cached is not None:
+        cached.bind(mask, reads if takes_gaps(layer_mask.backend) else None)
     documents = _documents(module, attention_mask, reads, cached, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
         layer = int(getattr(module, "layer_idx", 0))

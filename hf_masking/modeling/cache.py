@@ -37,7 +37,8 @@ class MaskedLayer(DynamicLayer):
 
     features: what a mask that looks at the content has read of the keys ``[B, H, columns, s]``; None for nothing.
     mask: that of the layer, which a cache keeps to; None until its attention has run.
-    reads: what later queries read under it; until that is known everything is kept.
+    reads: what later queries read under it; None retains every key, as until it is known, and under a backend that
+        computes neighbouring keys only.
     masked: whether its tokens were read by a patched model, of whose cache this is a layer.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has dropped.
     marked: cropped to fewer, it would lack tokens of a prefix or a span that the others of it have seen.
@@ -174,12 +175,12 @@ class MaskedLayer(DynamicLayer):
                 "what it said; pass the mask of all tokens, the cached ones included, in every call"
             )
 
-    def bind(self, mask: Mask, reads: Mask) -> None:
-        """Says what later queries read."""
+    def bind(self, mask: Mask, reads: Mask | None) -> None:
+        """Set what later queries read; None retains every key."""
         if (self.mask, self.reads) not in ((None, None), (mask, reads)):
             raise ValueError(
-                f"this cache was filled under '{self.mask}', and the layer's mask is '{mask}' now (or has learned "
-                "since); start with an empty cache"
+                f"this cache was filled under '{self.mask}', and the layer's mask is '{mask}' now (or it has learned "
+                "since, or another backend runs); start with an empty cache"
             )
         self.mask, self.reads = mask, reads
 

@@ -3,16 +3,19 @@
 import logging
 import os
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hf_masking.attention import automatic, masked_attention
+from hf_masking.adaptive import Features
+from hf_masking.attention import BACKENDS, automatic, flex, masked_attention
+from hf_masking.plan import Documents
 
 from .test_blockwise import problems
-
-BACKENDS = ["sdpa", "blockwise", "auto"]
 
 
 @given(problems())
@@ -24,13 +27,36 @@ def test_sdpa_equals_the_reference(problem):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@given(problems())
+@pytest.mark.parametrize("backend", ["auto", "gathered"])
+@given(problem=problems())
 @settings(max_examples=300)
-def test_auto_equals_the_reference(problem):
+def test_others_equal_the_reference(backend, problem):
     problem.dtype = torch.float64
     inputs = problem.inputs()
-    for one, other in zip(problem.outputs(inputs, "auto"), problem.outputs(inputs, "reference"), strict=True):
+    for one, other in zip(problem.outputs(inputs, backend), problem.outputs(inputs, "reference"), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@given(problems(), st.data())
+@settings(max_examples=300)
+def test_keys_with_gaps(problem, data):
+    """A cache that has evicted keys: those that are left keep their positions."""
+    problem.softcap, problem.sinks, problem.dtype = None, False, torch.float64
+    query, key, value = problem.inputs()
+    ids = torch.tensor(problem.documents or [[0] * problem.keys])
+    queries = torch.arange(problem.keys - problem.queries, problem.keys)
+    columns = st.integers(0, problem.keys - 1)
+    evicted = data.draw(st.lists(columns, unique=True, max_size=problem.keys - problem.queries))
+    kept = [column for column in range(problem.keys) if column not in evicted]
+    documents = Documents.from_ids(ids, queries).of_keys(torch.tensor(kept))
+    inputs = [x.clone().requires_grad_() for x in (query, key[:, :, kept], value[:, :, kept])]
+    results = []
+    for backend in ("reference", "sdpa", "gathered"):
+        output = masked_attention(*inputs, problem.mask, documents=documents, backend=backend)
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for ours in results[1:]:
+        for one, other in zip(ours, results[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
 def inputs(length=96, batch=2, heads=4, key_heads=2, size=16):
@@ -83,37 +109,86 @@ def test_sdpa_refuses_what_it_does_not_know(option):
 
 
 @pytest.mark.parametrize(
-    ("spec", "length", "options", "expected"),
+    ("spec", "length", "options", "expected", "reason"),
     [
-        ("causal", 64, {}, "sdpa"),
-        ("causal", 2048, {}, "sdpa"),
-        ("window:4096", 2048, {}, "sdpa"),
-        ("window:16", 64, {}, "sdpa"),
-        ("window:64", 4096, {}, "blockwise"),
-        ("strided:16", 4096, {}, "blockwise"),
-        ("causal", 64, {"dropout": 0.1}, "blockwise"),
-        ("causal", 64, {"softcap": 2.0}, "blockwise"),
+        ("causal", 64, {}, "sdpa", "dense attention is faster for so few pairs"),
+        ("window:16", 64, {}, "sdpa", "dense attention is faster for so few pairs"),
+        ("causal", 2048, {}, "sdpa", "the mask is all of causal"),
+        ("window:4096", 2048, {}, "sdpa", "the mask is all of causal"),
+        ("causal-sinks:1", 256, {}, "sdpa", "dense attention is expected to be faster"),
+        ("window:64", 4096, {}, "blockwise", "expected to be faster than dense attention"),
+        ("strided:16", 4096, {}, "blockwise", "expected to be faster than dense attention"),
+        ("causal", 64, {"dropout": 0.1}, "blockwise", "it computes dropout in blocks"),
+        ("causal", 64, {"softcap": 2.0, "sink_logits": torch.zeros(1)}, "blockwise", "softcap and sink_logits"),
+        ("causal", 64, {"documents": torch.full((1, 64), -1)}, "sdpa", "nothing but padding"),
+        ("top_blocks:block=4,k=2", 64, {}, "blockwise", "the mask is adaptive"),
+        ("window:64", 300, {"queries": 1}, "gathered", "a single query"),
+        ("top_blocks:block=4,k=2", 300, {"queries": 1}, "gathered", "a single query"),
+        ("window:64", 300, {"queries": 9, "kept": [*range(4), *range(200, 300)]}, "gathered", "have gaps"),
+        ("span:max=9", 99, {"features": [Features(torch.ones(1, 1, 1, 1))]}, "blockwise", "the mask is adaptive"),
     ],
 )
-def test_auto_takes_what_is_faster(spec, length, options, expected, monkeypatch, caplog):
-    chosen = []
-    choose = automatic.choose
-    monkeypatch.setattr(automatic, "choose", lambda *a, **k: chosen.append(choose(*a, **k)) or chosen[-1])
-    automatic._say_once.cache_clear()
+def test_auto_takes_what_is_faster_and_logs_once_why(spec, length, options, expected, reason, monkeypatch, caplog):
+    ran, attend = [], BACKENDS[expected].attend
+    spy = replace(BACKENDS[expected], attend=lambda *a, **k: ran.append(expected) or attend(*a, **k))
+    monkeypatch.setitem(BACKENDS, expected, spy)
+    automatic._log_once.cache_clear()
     query, key, value = inputs(length, batch=1, heads=1, key_heads=1, size=4)
+    options = dict(options)
+    query = query[:, :, -options.pop("queries", length) :]
+    if kept := options.pop("kept", None):
+        key, value = key[:, :, kept], value[:, :, kept]
+        options["documents"] = Documents.single(query.shape[2], length).of_keys(torch.tensor(kept))
     with caplog.at_level(logging.INFO, "hf_masking"):
         for _ in range(2):
             masked_attention(query, key, value, spec, **options)
-    assert chosen == [expected] * 2
-    assert sum("auto" in record.message for record in caplog.records) <= 1
+    assert ran == [expected] * 2
+    (record,) = caplog.records
+    assert f"backend 'auto' runs '{expected}' for '{spec}': " in record.message
+    assert reason in record.message
 
 
-def test_one_new_token_is_decoded_densely():
+def test_another_reason_is_logged_too(caplog):
+    automatic._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, "hf_masking"):
+        for length, dropout in ((64, 0.0), (64, 0.1), (65, 0.0), (66, 0.1)):
+            masked_attention(*inputs(length), "window:9", dropout=dropout)
+    assert [record.args[0] for record in caplog.records] == ["sdpa", "blockwise"]
+
+
+def test_a_named_backend_refuses_keys_with_gaps():
+    query, key, value = inputs(9)
+    documents = Documents.single(2, 9).of_keys(torch.tensor([0, 1, 6, 7, 8]))
+    for backend in ("blockwise", "flex"):
+        with pytest.raises(ValueError, match=f"backend '{backend}' computes neighbouring keys, and the positions of "):
+            masked_attention(
+                query[:, :, -2:], key[:, :, :5], value[:, :, :5], "window:3", documents=documents, backend=backend
+            )
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("queries", [1, 40])
+def test_a_named_backend_runs_no_other(backend, queries, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("another backend runs")
+
+    for name, other in BACKENDS.items():
+        if name != backend:
+            monkeypatch.setattr(sys.modules[other.attend.__module__], "attend", refuse)
+            monkeypatch.setitem(BACKENDS, name, replace(other, attend=refuse))
+    if backend == "flex":
+        monkeypatch.setattr(flex, "_compiled", lambda *_: lambda query, *_: query)  # to compile takes a minute
+    query, key, value = inputs(40)
+    masked_attention(query[:, :, -queries:], key, value, "window:9", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "blockwise"])
+def test_one_new_token(backend):
     query, key, value = inputs(3000, batch=1)
     documents = torch.zeros(1, 3000, dtype=torch.long)
     documents[:, :7] = -1
     out = [
-        masked_attention(query[:, :, -1:], key, value, "window:64|sinks:4", documents=documents, backend=backend)
-        for backend in ("auto", "reference")
+        masked_attention(query[:, :, -1:], key, value, "window:64|sinks:4", documents=documents, backend=name)
+        for name in (backend, "reference")
     ]
     torch.testing.assert_close(*out)

@@ -237,7 +237,7 @@ def test_enough_blocks_and_the_longest_spans_are_causal():
 def test_more_is_refused_in_words():
     problem = Problem("span:max=40")
     for backend in ("sdpa", "flex"):
-        with pytest.raises(ValueError, match=f"backend '{backend}' computes no mask that looks at the content"):
+        with pytest.raises(ValueError, match=f"backend '{backend}' computes no adaptive mask"):
             problem.output(backend)
     problem.features = []
     with pytest.raises(ValueError, match="'span:max=40' needs features= of span:max=40, got 0"):

@@ -159,7 +159,7 @@ def test_documents_from_position_ids():
     [
         (
             {"backend": "fast"},
-            "unknown backend 'fast'; expected 'auto' or one of 'reference', 'sdpa', 'blockwise', 'flex'",
+            "unknown backend 'fast'; expected 'auto' or one of 'reference', 'sdpa', 'gathered', 'blockwise', 'flex'",
         ),
         ({"documents": torch.zeros(BATCH, 3, dtype=torch.long)}, "documents must be integers of shape [2, 11]"),
         ({"documents": torch.ones(BATCH, KEYS)}, "got torch.float32"),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, DynamicCache, QuantizedCache, pipeline
 
+from hf_masking.attention import BACKENDS
 from hf_masking.masks import Mask
 from hf_masking.modeling import batch, cache, patch_model, patched, unpatch_model
 from hf_masking.modeling.batch import Batch
@@ -58,6 +59,25 @@ def test_decoding_step_by_step(family, mask):
     torch.testing.assert_close(in_pieces[real], whole[real], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", sorted({"auto", *BACKENDS} - {"flex"}))
+@pytest.mark.parametrize(("family", "mask"), [("llama", "window:4|sinks:2"), ("gemma3", "span:max=3,ramp=2|sinks:1")])
+@torch.no_grad()
+def test_decoding_under_a_named_backend(family, mask, backend):
+    """A backend that computes neighbouring keys retains them all; the others go on where keys have been evicted."""
+    if "span" in mask and not (backend == "auto" or BACKENDS[backend].adaptive):
+        pytest.skip("no adaptive masks")
+    model = patch_model(build(family), mask, backend=backend, check=False)
+    inputs, attention_mask = tokens(2, 110), torch.ones(2, 110, dtype=torch.long)
+    attention_mask[1, :5] = attention_mask[1, 8] = attention_mask[:, 80:82] = 0
+    real = attention_mask.bool()
+    whole = model(inputs, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False).logits
+    cache = DynamicCache(config=model.config)
+    in_pieces = decode(model, inputs, attention_mask, [90, 1, 1, 8, 1, 1, 8], cache=cache)
+    torch.testing.assert_close(in_pieces[real], whole[real], rtol=0, atol=1e-4)
+    evicts = backend not in ("blockwise", "flex")
+    assert all((len(layer.columns) < 90) == evicts for layer in cache.layers)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 @torch.no_grad()
 def test_a_given_cache_is_adopted(family):
@@ -80,10 +100,10 @@ def greedy(model, inputs, attention_mask, steps):
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "backend"), [*((f, "auto") for f in CONFIGS), ("gemma3", "blockwise")])
 @torch.no_grad()
-def test_generate_equals_recomputation(family, options):
-    model = patch_model(build(family), "window:4|sinks:2", check=False)
+def test_generate_equals_recomputation(family, backend, options):
+    model = patch_model(build(family), "window:4|sinks:2", backend=backend, check=False)
     model.generation_config.eos_token_id = None
     model.generation_config.disable_compile = True
     inputs, attention_mask = tokens(3, 9), torch.ones(3, 9, dtype=torch.long)

@@ -7,6 +7,7 @@ import torch
 from transformers import AttentionMaskInterface
 
 from hf_masking.attention import BACKENDS
+from hf_masking.attention.backends import Backend
 from hf_masking.masks import Mask, SlidingWindow, Strip
 from hf_masking.masks.progression import Progression
 from hf_masking.modeling import attention, batch, check_model, handle, patch_model, reading
@@ -138,7 +139,7 @@ def empty_rows_average_everything(monkeypatch, model):
         scores = (query @ key.mT * scale).masked_fill(~documents.allows(mask)[:, None], -1e9)
         return scores.softmax(-1) @ value
 
-    monkeypatch.setitem(BACKENDS, "reference", attend)
+    monkeypatch.setitem(BACKENDS, "reference", Backend(attend))
 
 
 @fault
@@ -151,7 +152,7 @@ def not_a_number(monkeypatch, model):
         scores = (query @ key.mT * scale).masked_fill(~documents.allows(mask)[:, None], -torch.inf)
         return scores.softmax(-1) @ value
 
-    monkeypatch.setitem(BACKENDS, "reference", attend)
+    monkeypatch.setitem(BACKENDS, "reference", Backend(attend))
 
 
 _original_masked_attention = attention.masked_attention
