@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
-from ..modeling import load
+from ..modeling import load, vocabulary_of
 from ..streams import is_stdout, is_stream
 from .options import DataOptions
 from .terminal import errors
@@ -47,6 +47,16 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError for a tokenizer that cannot be the model's own: it has tokens without an embedding."""
+    # Without those that were added: Gemma 3's has one for images, which its text models lack.
+    if tokenizer.vocab_size > vocabulary_of(model):
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the model has embeddings for "
+            f"{vocabulary_of(model):,}; use the model's own tokenizer"
+        )
 
 
 def load_data(data: DataOptions) -> Text:

@@ -4,106 +4,122 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from rich.table import Table
-from torch import Tensor
+import typer
+from rich.console import Console
 from transformers import PreTrainedModel
 
-from ..evaluation import Perplexity, encode, perplexity
+from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
 from ..files import check_file
-from ..modeling import layer_masks, patched
+from ..modeling import check_fits, label_of, settings_of, sharing_weights
 from .commands.eval import WindowOptions
-from .console import CARRIED, bos_of, describe_machine, load_data, load_model, load_tokenizer, write_json
+from .console import (
+    bos_of,
+    check_vocabulary,
+    describe_machine,
+    load_data,
+    load_model,
+    load_tokenizer,
+    write_json,
+)
+from .failures import reason_of
+from .masking import check_specs, chosen, put_into
 from .options import DataOptions, MaskOptions, OutputOption
+from .tables import Grid
 from .terminal import progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
+
+Row = dict[str, Any]
 
 
 def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowOptions, output: OutputOption) -> None:
     if output.output is not None:
         check_file(output.output)
-    layers, text = masks.layers(), load_data(data)
-    tokenizer = load_tokenizer(model)
+    check_specs(masks)
+    text, tokenizer = load_data(data), load_tokenizer(model)
     limit = 32_768 if windows.max_tokens is None and data.data == "stdlib" else windows.max_tokens
     token_ids, n_bytes = encode(text, tokenizer, limit)
     bos = bos_of(tokenizer, windows.bos)
+    windowed = WindowedText(token_ids, windows.context, windows.stride, bos, windows.batch_size)
     loaded = load_model(model)
-    rows = []
-    for mask in masks.mask or [CARRIED if layer_masks(loaded) else "causal"]:
-        with patched(loaded, None if mask == CARRIED else mask, layers=layers):
-            result, seconds = _measure(loaded, token_ids, windows, bos, n_bytes, mask)
-        rows.append({"mask": mask, **dataclasses.asdict(result), "tokens_per_second": result.tokens / seconds})
-    console = tables_beside(output.output)
-    console.print(_table(rows, text.source, windows.context))
-    console.print(_positions(rows))
+    check_vocabulary(loaded, tokenizer)
+    check_fits(loaded, token_ids, windows.context)
+    models = _under_masks(loaded, masks)
+    with progress_bar(f"{len(models)} masks", len(models) * len(token_ids)) as bar:
+        measured = side_by_side(
+            models, windowed, text_bytes=n_bytes, on_progress=lambda tokens: bar.advance(bar.task_ids[0], tokens)
+        )
+    rows = [_row(*pair) for pair in zip(models, measured, strict=True)]
+    title = f"{text.source}: {len(token_ids):,} tokens, context {windows.context}"
+    _print(rows, title, tables_beside(output.output))
     if output.output is not None:
         report = {
             "model": model,
             "text": {"source": text.source, "sha256": text.sha256, "tokens": len(token_ids), "bytes": n_bytes},
-            "layers": {str(layer): spec for layer, spec in layers.items()},
+            "layers": {str(layer): spec for layer, spec in masks.layers().items()},
+            "replace_model_pattern": masks.replace_model_pattern,
             "context": windows.context,
-            "stride": windows.stride or windows.context,
+            "stride": windowed.stride,
             "bos": bos is not None,
             "machine": describe_machine(),
             "rows": rows,
         }
         write_json(output.output, report)
+    if any(measurement.error for measurement in measured):
+        raise typer.Exit(1)
 
 
-def _measure(
-    model: PreTrainedModel, token_ids: Tensor, windows: WindowOptions, bos: int | None, n_bytes: int | None, mask: str
-) -> tuple[Perplexity, float]:
-    started = time.perf_counter()
-    with progress_bar(mask, len(token_ids)) as bar:
-        result = perplexity(
-            model,
-            token_ids,
-            context=windows.context,
-            stride=windows.stride,
-            bos_token_id=bos,
-            batch_size=windows.batch_size,
-            text_bytes=n_bytes,
-            on_progress=lambda tokens: bar.advance(bar.task_ids[0], tokens),
-        )
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
+def _under_masks(loaded: PreTrainedModel, masks: MaskOptions) -> list[PreTrainedModel]:
+    """The model under each mask, with one set of weights: what is wrong with the last one is known at once."""
+    specs = chosen(loaded, masks, default="causal")
+    # With a single mask there is nothing to keep apart.
+    models = [loaded] if len(specs) == 1 else [sharing_weights(loaded) for _ in specs]
+    for patched, spec in zip(models, specs, strict=True):
+        put_into(patched, spec, masks)
+        refuse_lookahead(patched, "its perplexity")
+    return models
 
 
-def _table(rows: list[dict[str, Any]], source: str, context: int) -> Table:
-    table = Table(title=f"{source}: {rows[0]['tokens']:,} tokens, context {context}")
-    table.add_column("mask", overflow="fold")
-    for heading in ("perplexity", "nats/token", "bits/byte", "tokens/s"):
-        table.add_column(heading, justify="right")
+def _row(model: PreTrainedModel, measured: Measurement) -> Row:
+    named: Row = {"mask": str(settings_of(model).mask), "runs": label_of(model)}
+    if measured.error is not None:
+        return named | {"error": reason_of(measured.error)}
+    assert measured.result is not None
+    return named | dataclasses.asdict(measured.result) | {"tokens_per_second": measured.tokens_per_second}
+
+
+def _print(rows: Sequence[Row], title: str, console: Console) -> None:
+    done = [row for row in rows if "error" not in row]
+    if done:
+        console.print(_quality(done).table(title))
+        console.print(_positions(done).table("loss (nats) by position in the context"))
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)
+
+
+def _quality(rows: Sequence[Row]) -> Grid:
+    cells = []
     for row in rows:
         bits = "unknown" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        table.add_row(
-            row["mask"],
-            f"{row['perplexity']:.3f}",
-            f"{row['nats_per_token']:.4f}",
-            bits,
-            f"{row['tokens_per_second']:,.0f}",
-        )
-    return table
+        figures = f"{row['perplexity']:.3f}", f"{row['nats_per_token']:.4f}", bits, f"{row['tokens_per_second']:,.0f}"
+        cells.append([row["runs"], *figures])
+    return Grid(("mask", "perplexity", "nats/token", "bits/byte", "tokens/s"), cells)
 
 
-def _positions(rows: list[dict[str, Any]]) -> Table:
+def _positions(rows: Sequence[Row]) -> Grid:
     """Mean loss in equal parts of the context: where in it a mask hurts."""
     context = len(rows[0]["by_position"])
     edges = sorted({round(context * part / BUCKETS) for part in range(BUCKETS + 1)})
     parts = list(itertools.pairwise(edges))
-    table = Table(title="loss (nats) by position in the context")
-    table.add_column("mask", overflow="fold")
-    for first, end in parts:
-        table.add_column(f"{first}-{end - 1}", justify="right")
+    cells = []
     for row in rows:
-        cells = []
+        means = []
         for first, end in parts:
             losses = [loss for loss in row["by_position"][first:end] if loss is not None]
-            cells.append(f"{sum(losses) / len(losses):.3f}" if losses else "-")
-        table.add_row(row["mask"], *cells)
-    return table
+            means.append(f"{sum(losses) / len(losses):.3f}" if losses else "-")
+        cells.append([row["runs"], *means])
+    return Grid(("mask", *(f"{first}-\n{end - 1}" for first, end in parts)), cells)

@@ -23,8 +23,14 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{where}{error.strerror}", 2
     if isinstance(error, (ValueError, OSError)):
         return str(error) or type(error).__name__, 2
-    reason = f"{type(error).__name__}: {_first_line(str(error))}"
-    return f"{reason} (not expected; {TRACEBACK}=1 shows where, for a report)", 1
+    return f"{reason_of(error)} (not expected; {TRACEBACK}=1 shows where, for a report)", 1
+
+
+def reason_of(error: Exception) -> str:
+    """Return an exception as one line."""
+    if isinstance(error, ValueError):
+        return _first_line(str(error))
+    return f"{type(error).__name__}: {_first_line(str(error))}"
 
 
 def _usage(error: Any) -> str:

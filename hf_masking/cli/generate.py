@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
 from ..evaluation import CacheSize, cache_size
-from ..modeling import layer_masks, patch_model
+from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
-from .console import load_model, load_tokenizer
+from .console import check_vocabulary, load_model, load_tokenizer
+from .masking import check_specs, chosen, put_into
 from .options import MaskOptions
 from .terminal import console, errors
 
@@ -20,20 +22,21 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
     if len(masks.mask) > 1:
         raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
     _check(options)
-    layers, tokenizer = masks.layers(), load_tokenizer(model)
+    check_specs(masks)
+    tokenizer = load_tokenizer(model)
     tokens = tokenizer(options.prompt, return_tensors="pt")
     if not tokens["input_ids"].numel():
         raise ValueError("the prompt has no tokens; say something: --prompt 'Once upon a time'")
     loaded = load_model(model)
-    if not masks.mask and not layer_masks(loaded):
-        raise ValueError(f"--mask is missing, and {model} carries none; say one: --mask 'window:256|sinks:4'")
-    patch_model(loaded, masks.mask[0] if masks.mask else None, layers=layers or None)
+    check_vocabulary(loaded, tokenizer)
+    _check_positions(loaded, tokens["input_ids"], options)
+    (spec,) = chosen(loaded, masks)
+    put_into(loaded, spec, masks)
     cache = DynamicCache(config=loaded.config)
     started = time.perf_counter()
     written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
     seconds = time.perf_counter() - started
-    masks_used = ", ".join(dict.fromkeys(map(str, layer_masks(loaded))))
-    errors.print(_figures(masks_used, written, seconds, cache_size(cache)))
+    errors.print(_figures(label_of(loaded), written, seconds, cache_size(cache)))
 
 
 def _check(options: GenerateOptions) -> None:
@@ -43,6 +46,12 @@ def _check(options: GenerateOptions) -> None:
         raise ValueError(f"--temperature must be at least 0, got {options.temperature}")
     if not 0 < options.top_p <= 1:
         raise ValueError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
+
+
+def _check_positions(model: PreTrainedModel, prompt: Tensor, options: GenerateOptions) -> None:
+    # The last token that is written is not read any more.
+    read = prompt.shape[1] + options.max_new_tokens - 1
+    check_fits(model, prompt, read, f"a prompt of {prompt.shape[1]} and --max-new-tokens {options.max_new_tokens}")
 
 
 def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCache, options: GenerateOptions) -> int:

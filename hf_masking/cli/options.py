@@ -71,6 +71,14 @@ class MaskOptions:
         default_factory=list, metadata={"help": "another mask for one layer, e.g. 0=causal or -1=causal; repeatable"}
     )
 
+    replace_model_pattern: bool = field(
+        default=False,
+        metadata={
+            "help": "set a window of the model's own (Mistral, Gemma) aside instead of intersecting the mask with it",
+            "flags": ("--replace-model-pattern",),
+        },
+    )
+
     def layers(self) -> dict[int, str]:
         """The overrides by layer; raises ValueError for what is not INDEX=SPEC."""
         layers: dict[int, str] = {}

@@ -51,7 +51,9 @@ class _Once(logging.Handler):
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = f"{record.levelname.lower()}: {record.getMessage()}"
+        # The library names its own keyword; here it is an option.
+        message = record.getMessage().replace("replace_model_pattern=True", "--replace-model-pattern")
+        message = f"{record.levelname.lower()}: {message}"
         if message not in self.said:
             self.said.add(message)
             errors.print(message, soft_wrap=True)

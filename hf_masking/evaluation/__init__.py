@@ -3,17 +3,21 @@
 from .cache_size import CacheSize, cache_size
 from .density import realised_density
 from .generation import check_generation
+from .interleaved import Measurement, side_by_side
 from .memory import peak_memory
-from .perplexity import Perplexity, perplexity, refuse_lookahead
+from .perplexity import perplexity, refuse_lookahead
 from .process import in_own_process
+from .scoring import Perplexity, WindowedText
 from .text import STDLIB, Text, TextStream, encode, load_stream, load_text
 
 __all__ = [
     "STDLIB",
     "CacheSize",
+    "Measurement",
     "Perplexity",
     "Text",
     "TextStream",
+    "WindowedText",
     "cache_size",
     "check_generation",
     "encode",
@@ -24,4 +28,5 @@ __all__ = [
     "perplexity",
     "realised_density",
     "refuse_lookahead",
+    "side_by_side",
 ]

@@ -2,25 +2,31 @@
 
 from .check import TOLERANCES, CheckReport, CheckRow, check_model
 from .inspection import effective_mask, effective_weights
+from .label import label_of
 from .learned import is_learned, mask_penalties
+from .limits import check_fits, learned_positions, vocabulary_of
 from .modes import evaluating
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained, load
-from .record import layer_masks, pretrained
+from .record import layer_masks, pretrained, settings_of
 from .shape import positions_of, shape_of
+from .sharing import sharing_weights
 from .spans import prefix_cache
 
 __all__ = [
     "TOLERANCES",
     "CheckReport",
     "CheckRow",
+    "check_fits",
     "check_model",
     "effective_mask",
     "effective_weights",
     "evaluating",
     "from_pretrained",
     "is_learned",
+    "label_of",
     "layer_masks",
+    "learned_positions",
     "load",
     "mask_penalties",
     "patch_model",
@@ -28,6 +34,9 @@ __all__ = [
     "positions_of",
     "prefix_cache",
     "pretrained",
+    "settings_of",
     "shape_of",
+    "sharing_weights",
     "unpatch_model",
+    "vocabulary_of",
 ]

@@ -35,6 +35,14 @@ def find_patch(model: nn.Module) -> Patch | None:
     return next((vars(module)[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in vars(module)), None)
 
 
+def settings_of(model: nn.Module) -> Settings:
+    """The masks of a patched model, by layer; raises a ValueError if it is not patched."""
+    patch = find_patch(model)
+    if patch is None:
+        raise ValueError(f"{type(model).__name__} is not patched, so no mask runs in it")
+    return patch.settings
+
+
 def layer_masks(model: nn.Module) -> list[Mask]:
     """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
     patch = find_patch(model)

@@ -280,7 +280,7 @@ def wrong(message, *arguments, code=2):
         wrong("the text has 3281 tokens, and one context", "eval", "MODEL", "--data", "LONG", "--context", "9999"),
         wrong("the tokenizer has no BOS token", "eval", "MODEL", "--data", "TEXT", "--bos"),
         wrong("mask block_causal:4 looks 3 tokens", "eval", "MODEL", "--data", "TEXT", "--mask", "block_causal:4"),
-        wrong("expected 1 <= stride <= context", "eval", "MODEL", "--data", "TEXT", "--stride", "9999"),
+        wrong("--stride must be from 1 to the context", "eval", "MODEL", "--data", "TEXT", "--stride", "9999"),
         wrong("a fine-tuning has one --mask, got 2", "finetune", "MODEL", "--output", "OUT", "--mask", "causal",
               "--mask", "causal"),
         wrong("--steps must be at least 1, got 0", "finetune", "MODEL", "--output", "OUT", "--steps", "0"),

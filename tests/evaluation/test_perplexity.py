@@ -98,9 +98,9 @@ def test_a_mask_with_lookahead_is_refused():
             {"context": 21, "bos_token_id": 1},
             "one context of 21 needs 21; use a longer text or a context of at most 20",
         ),
-        ({"context": 8, "stride": 9}, "expected 1 <= stride <= context, got stride 9 and context 8"),
-        ({"context": 8, "stride": 0}, "got stride 0"),
-        ({"context": 0}, "got stride 0 and context 0"),
+        ({"context": 8, "stride": 9}, "stride must be from 1 to the context, which is 8, got 9"),
+        ({"context": 8, "stride": 0}, "which is 8, got 0"),
+        ({"context": 0}, "context must be at least 1, got 0"),
         ({"context": 8, "token_ids": torch.zeros(1, 20, dtype=torch.long)}, "integers of shape [tokens]"),
     ],
 )

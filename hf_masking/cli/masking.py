@@ -1,0 +1,39 @@
+"""Which masks a command runs: those that `--mask` names, or the one that the checkpoint carries."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from ..masks import Mask
+from ..modeling import layer_masks, patch_model
+from .options import MaskOptions
+
+
+def check_specs(masks: MaskOptions) -> None:
+    """Raise a ValueError for a spec that is not understood, before anything is loaded."""
+    for spec in [*masks.mask, *masks.layers().values()]:
+        Mask.parse(spec)
+
+
+def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = None) -> list[str | None]:
+    """Return the masks to run; None stands for the one that the model carries.
+
+    Parameters:
+        default: what runs where none is named and none is carried.
+
+    Raises:
+        ValueError: there is none, or options that go with `--mask` are given without it.
+    """
+    carries = bool(layer_masks(model))
+    if not masks.mask and carries and (masks.layer or masks.replace_model_pattern):
+        flag = "--layer" if masks.layer else "--replace-model-pattern"
+        raise ValueError(f"{flag} goes with --mask; name the mask that the model carries, or another")
+    if not masks.mask and not carries and default is None:
+        raise ValueError("--mask is missing, and the model carries none; name one: --mask 'window:256|sinks:4'")
+    return list(masks.mask) or [None if carries else default]
+
+
+def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, check: bool = True) -> PreTrainedModel:
+    """Patch the model with a mask, or with None check the one that it carries; return the model."""
+    layers = None if spec is None else masks.layers()
+    return patch_model(model, spec, layers=layers, replace_model_pattern=masks.replace_model_pattern, check=check)

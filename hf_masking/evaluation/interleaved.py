@@ -1,0 +1,86 @@
+"""The perplexity of one text under several models, timed so that none of them is measured cold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..modeling import evaluating
+from .scoring import Perplexity, Tally, Window, WindowedText
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a model; ``error`` is what stopped it, and then nothing else is there."""
+
+    result: Perplexity | None = None
+    tokens_per_second: float | None = None
+    error: Exception | None = None
+
+
+def side_by_side(
+    models: Sequence[nn.Module],
+    text: WindowedText,
+    *,
+    text_bytes: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Measurement]:
+    """Measure every model on the same batches, interleaved: each batch by all of them, in an order that rotates.
+
+    One batch of each is run before the clock starts. A model that raises an exception is left out from there on; the
+    others go on.
+
+    Parameters:
+        models: causal models, which may share weights.
+        text_bytes: length of the text in UTF-8, for bits per byte.
+        on_progress: called with the number of tokens that one of the models has just scored.
+    """
+    runs = [_Run(model, text) for model in models]
+    with ExitStack() as modes:
+        for run in runs:
+            modes.enter_context(evaluating(run.model))
+            run.warm_up()
+        for turn, batch in enumerate(text.batches()):
+            first = turn % len(runs)
+            for run in runs[first:] + runs[:first]:
+                run.score(batch)
+                if on_progress is not None:
+                    on_progress(len(batch) * batch[0].scored)
+    return [run.measurement(text_bytes) for run in runs]
+
+
+class _Run:
+    """A model under way through a text."""
+
+    def __init__(self, model: nn.Module, text: WindowedText) -> None:
+        self.model, self.text = model, text
+        self.start()
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        self.tally, self.seconds = Tally(self.text.context), 0.0
+
+    def warm_up(self) -> None:
+        self.score(next(self.text.batches()))
+        self.start()
+
+    def score(self, batch: list[Window]) -> None:
+        if self.error is not None:
+            return
+        started = time.perf_counter()
+        try:
+            # Adding up brings the losses to the CPU, which waits for a GPU to be done.
+            self.tally.add(batch, self.text.losses(self.model, batch))
+        except Exception as error:  # whatever it is, its row says so
+            self.error = error
+        self.seconds += time.perf_counter() - started
+
+    def measurement(self, text_bytes: int | None) -> Measurement:
+        if self.error is not None:
+            return Measurement(error=self.error)
+        result = self.tally.result(text_bytes)
+        return Measurement(result, result.tokens / self.seconds)
