@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .streams import check_stream, is_stream, written_into
+
+_LEFT_BEHIND = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
 
 @contextmanager
@@ -26,7 +31,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     check_parent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    aside = aside_of(path, os.getpid())
     try:
         yield aside
         put_in_place(aside, path)
@@ -34,8 +39,27 @@ def written_aside(path: Path) -> Iterator[Path]:
         remove(aside)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+def aside_of(path: Path, owner: int) -> Path:
+    """Where ``path`` is written before it counts, by the process with the number ``owner``."""
+    return path.with_name(f".{path.name}.{owner}.partial")
+
+
+def is_left_behind(path: Path) -> bool:
+    """Whether its name is one that `written_aside` or `put_in_place` give while they are at work."""
+    return _LEFT_BEHIND.fullmatch(path.name) is not None
+
+
+def recover(folder: Path) -> None:
+    """Clears away what killed processes have left of `written_aside` and `put_in_place` in a folder of one's own.
+
+    What had been moved away, while nothing had taken its place yet, is put back.
+    """
+    left = [(path, found) for path in folder.glob(".*") if (found := _LEFT_BEHIND.fullmatch(path.name))]
+    for path, found in left:
+        if found["kind"] == "old" and not (folder / found["name"]).exists():
+            path.rename(folder / found["name"])
+        else:
+            remove(path)
 
 
 def check_file(path: Path) -> None:
@@ -59,7 +83,7 @@ def check_parent(path: Path) -> None:
     try:
         # Permissions do not say whether a disk takes anything.
         with tempfile.TemporaryFile(dir=blocking), suppress(FileNotFoundError):
-            os.lstat(_aside(target))  # too long a name?
+            os.lstat(aside_of(target, os.getpid()))  # too long a name?
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror} ({blocking})") from None
 
@@ -78,15 +102,39 @@ def put_in_place(aside: Path, path: Path) -> None:
         aside.replace(path)
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object; a ValueError that names a damaged file and ends in ``remedy``, which says what to do."""
+    try:
+        data = json.loads(path.read_bytes())
+        if not isinstance(data, dict):
+            raise ValueError(f"expected an object, got {type(data).__name__}")
+    except ValueError as error:  # a JSONDecodeError and a UnicodeDecodeError are some, too
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+    return data
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of the files in a folder, their names and what they hold."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         total.update(path.name.encode())
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                total.update(piece)
+        for piece in _pieces(path):
+            total.update(piece)
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what a file holds."""
+    total = hashlib.sha256()
+    for piece in _pieces(path):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            yield piece
 
 
 def remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,9 @@ def compare(
     folder = ComparisonFolder(output)
     train, held_out = load_data(data).split(0.1)
     description = _description(model, data, train, held_out, layers, options)
-    folder.claim(description, resume)
-    with folder.alone(), tempfile.TemporaryDirectory() as scratch:
+    with folder.claimed(description, resume):
         path = model or str(in_own_process(_small_model, train, held_out))
-        experiment = _experiment(path, train, held_out, options, layers, Path(scratch) / "tokens.pt")
+        experiment = _experiment(path, train, held_out, options, layers)
         wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
         trials = _try(experiment, wanted, folder, description)
         if all(trial.error for trial in trials):
@@ -90,14 +88,14 @@ def _small_model(train: Text, held_out: Text) -> Path:
 
 
 def _experiment(
-    folder: str, train: Text, held_out: Text, options: CompareOptions, layers: dict[int, str], tokens: Path
+    folder: str, train: Text, held_out: Text, options: CompareOptions, layers: dict[int, str]
 ) -> Experiment:
     tokenizer = load_tokenizer(folder)
     eval_ids, n_bytes = encode(held_out, tokenizer, options.eval_tokens)
-    torch.save({"train": encode(train, tokenizer, options.train_tokens)[0], "eval": eval_ids}, tokens)
     return Experiment(
         model=folder,
-        tokens=tokens,
+        train_ids=encode(train, tokenizer, options.train_tokens)[0].numpy(),
+        eval_ids=eval_ids.numpy(),
         settings=options.settings(),
         stride=options.context if options.stride is None else options.stride,
         bos_token_id=bos_of(tokenizer, None),

@@ -54,10 +54,14 @@ class TextStream:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, skip: int) -> Iterator[list[int]]:
         """The token ids of each row and the end of its line, without the first ``skip`` rows, which are not encoded."""
-        for batch in self.rows.skip(skip).iter(batch_size=256):
-            if self.column not in batch:
-                raise ValueError(f"{self.source} has no column {self.column!r}; its columns are {', '.join(batch)}")
-            yield from tokenizer([f"{text}\n" for text in batch[self.column]], add_special_tokens=False)["input_ids"]
+        try:
+            for batch in self.rows.skip(skip).iter(batch_size=256):
+                if self.column not in batch:
+                    raise ValueError(f"{self.source} has no column {self.column!r}; its columns are {', '.join(batch)}")
+                lines = [f"{text}\n" for text in batch[self.column]]
+                yield from tokenizer(lines, add_special_tokens=False)["input_ids"]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.source} is not UTF-8 text ({error}); convert it or name another one") from None
 
 
 def load_stream(source: str, *, split: str = "test", column: str = "text") -> TextStream:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -26,12 +27,13 @@ Tell = Callable[[str, dict[str, Any]], None]
 class Experiment:
     """What all trials share: model, tokens, evaluation windows and training.
 
-    tokens: a file that `torch.save` wrote, a dictionary with ``train`` and ``eval`` token ids.
+    train_ids, eval_ids: token ids as arrays of NumPy, which go to another process without a file or shared memory.
     settings: of the fine-tuning; each ``eval_every`` steps there is a point of the recovery curve.
     """
 
     model: str
-    tokens: Path
+    train_ids: NDArray[np.int64]
+    eval_ids: NDArray[np.int64]
     settings: TrainingSettings
     stride: int
     bos_token_id: int | None = None
@@ -93,7 +95,7 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
     """Patches, evaluates, fine-tunes and evaluates again."""
     started = time.perf_counter()
     torch.manual_seed(seed)
-    tokens = torch.load(experiment.tokens, weights_only=True)
+    train_ids, eval_ids = torch.from_numpy(experiment.train_ids), torch.from_numpy(experiment.eval_ids)
     model = load(experiment.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     patch_model(model, mask, layers=experiment.layers)
@@ -105,17 +107,17 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         return evaluations[-1]
 
     # One context warms up; the timed run is the one that counts.
-    _evaluate(model, tokens["eval"][: settings.context + 1], experiment)
+    _evaluate(model, eval_ids[: settings.context + 1], experiment)
     before = time.perf_counter()
-    patched = evaluate(model, tokens["eval"])
+    patched = evaluate(model, eval_ids)
     eval_seconds = time.perf_counter() - before
-    cache = _cache_of_a_context(model, tokens["eval"][: settings.context])
+    cache = _cache_of_a_context(model, eval_ids[: settings.context])
     on_record = None if tell is None else functools.partial(tell, mask)
-    trained = finetune(model, tokens["train"], tokens["eval"], settings, evaluate=evaluate, on_record=on_record)
+    trained = finetune(model, train_ids, eval_ids, settings, evaluate=evaluate, on_record=on_record)
     return Trial(
         mask=mask,
         seed=seed,
-        density=realised_density(model, tokens["eval"], settings.context),
+        density=realised_density(model, eval_ids, settings.context),
         recovery={0: patched.perplexity} | trained.evaluations,
         by_position=evaluations[-1].by_position,
         bits_per_byte=evaluations[-1].bits_per_byte,

@@ -11,25 +11,36 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from ..files import written_aside
+from ..files import read_json, written_aside
+from .claimed_folder import ClaimedFolder
 from .comparison import Trial
-from .run_folder import ClaimedFolder
 
 
 class ComparisonFolder(ClaimedFolder):
     """Trials that a kill does not lose."""
 
+    parts = ("run.json", "trials")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.trials = path / "trials"
+
+    def is_worth_keeping(self) -> bool:
+        """Whether a trial has been finished."""
+        return any(self.trials.glob("*.json"))
+
     def find(self, mask: str, seed: int) -> Trial | None:
-        """A trial that was finished before."""
+        """A trial that was finished before; a ValueError if its file is damaged."""
         path = self._path(mask, seed)
         if not path.exists():
             return None
-        held = json.loads(path.read_text())
-        # JSON has only strings for keys.
-        held["recovery"] = {int(step): perplexity for step, perplexity in held["recovery"].items()}
-        held["by_position"] = tuple(held["by_position"])
-        return Trial(**held)
+        remedy = "remove it, and --resume measures it again"
+        try:
+            return _trial(read_json(path, remedy), mask, seed)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{path} holds no finished trial of {mask}, seed {seed} ({error}); {remedy}") from None
 
     def keep(self, trial: Trial) -> None:
         with written_aside(self._path(trial.mask, trial.seed)) as aside:
@@ -37,4 +48,20 @@ class ComparisonFolder(ClaimedFolder):
 
     def _path(self, mask: str, seed: int) -> Path:
         # A spec is no file name.
-        return self.path / "trials" / f"{hashlib.sha256(mask.encode()).hexdigest()[:12]}-seed-{seed}.json"
+        return self.trials / f"{hashlib.sha256(mask.encode()).hexdigest()[:12]}-seed-{seed}.json"
+
+
+def _trial(held: dict[str, Any], mask: str, seed: int) -> Trial:
+    """The trial that a file holds; a TypeError or AttributeError if it holds something else."""
+    names = {field.name for field in dataclasses.fields(Trial)}
+    if wrong := sorted(held.keys() ^ names):
+        raise TypeError(f"missing or unknown: {', '.join(wrong)}")
+    for name in names - {"mask", "recovery", "by_position", "error"}:
+        if not isinstance(held[name], (int, float, type(None))):
+            raise TypeError(f"{name} must be a number, got {held[name]!r}")
+    # JSON has only strings for keys.
+    recovery = {int(step): float(perplexity) for step, perplexity in held.pop("recovery").items()}
+    trial = Trial(**held | {"recovery": recovery, "by_position": tuple(held["by_position"])})
+    if (trial.mask, trial.seed) != (mask, seed) or not recovery:
+        raise TypeError(f"it is one of {trial.mask}, seed {trial.seed}, with {len(recovery)} evaluations")
+    return trial

@@ -5,23 +5,21 @@ FSDP2 and DeepSpeed's ZeRO do the latter.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, broadcast
+from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..modeling import is_learned
 from .settings import TrainingSettings
 
-_SIGNATURE = "engine.json"
+Result = TypeVar("Result")
 
 
 def on_cpu() -> bool:
@@ -107,6 +105,32 @@ def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, pro
     config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
+def together(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
+    """Do something in every process and return what each one found; an error in one of them is raised in all.
+
+    None is left waiting for another that has failed. Only errors that a user can do something about are passed on.
+    """
+    found: tuple[Any, Exception | None]
+    try:
+        found = work(), None
+    except (ValueError, OSError) as error:
+        found = None, error
+    everyone = gather_object([found])
+    for _, failure in everyone:
+        if failure is not None:
+            raise failure
+    return [result for result, _ in everyone]
+
+
+def by_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do something in the main process; its result, or its error, is that of every process."""
+    return together(accelerator, work if accelerator.is_main_process else _nothing)[0]
+
+
+def _nothing() -> Any:
+    return None
+
+
 def asked_for(engine: str) -> bool:
     """Whether the launcher has been told to use an engine: FSDP, DEEPSPEED, MEGATRON_LM."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
@@ -140,31 +164,14 @@ def prepare(
     return prepared, optimizer
 
 
-def sign(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Notes in a checkpoint which engine wrote it."""
-    (checkpoint / _SIGNATURE).write_text(json.dumps(_signature(accelerator)) + "\n")
+def signature(accelerator: Accelerator) -> dict[str, Any]:
+    """Which engine it is, as far as its checkpoints depend on it.
 
-
-def check_signature(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Raises a ValueError for a checkpoint whose pieces are not those that this engine reads."""
-    held, wanted = json.loads((checkpoint / _SIGNATURE).read_text()), _signature(accelerator)
-    if held != wanted:
-        raise ValueError(
-            f"{checkpoint} was written by {_in_words(held)}, and cannot be read by {_in_words(wanted)}; launch as "
-            "before, or start anew in another --output"
-        )
-
-
-def _signature(accelerator: Accelerator) -> dict[str, Any]:
-    """Whole models can be read by any number of processes, and so can FSDP's pieces."""
+    Whole models can be read by any number of processes, and so can FSDP's pieces.
+    """
     if stage := _zero_stage(accelerator):
         return {"engine": f"ZeRO-{stage}", "processes": accelerator.num_processes}
     return {"engine": "FSDP" if accelerator.is_fsdp2 else "DDP"}
-
-
-def _in_words(signature: dict[str, Any]) -> str:
-    processes = signature.get("processes")
-    return signature["engine"] + (f" in {processes} processes" if processes else "")
 
 
 def _rounds_weights(accelerator: Accelerator) -> bool:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 
+from .engine import by_main
 from .run_folder import RunFolder
 
 Record = dict[str, Any]
@@ -86,10 +87,8 @@ class Journal:
         self.accelerator.log(figures, step=record["step"])
 
     def rewind(self, steps: int) -> None:
-        """Forgets what was written after ``steps``."""
-        if self.run_folder is None:
-            return
-        if self.accelerator.is_main_process:
-            self.run_folder.rewind_log(steps)
-        self.accelerator.wait_for_everyone()
-        self.records = self.run_folder.records()
+        """Forget what was written after ``steps``."""
+        folder = self.run_folder
+        if folder is not None:
+            by_main(self.accelerator, lambda: folder.rewind_log(steps))
+            self.records = folder.records()

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -21,12 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
 from ..modeling import is_learned, mask_penalties
+from .checkpoints import Checkpoints
 from .data import IGNORED, Contexts, Shuffled, Source
-from .engine import check_signature, gathered, number, part_of_step, precision, prepare, sign, start
+from .engine import by_main, gathered, number, part_of_step, precision, prepare, start
 from .journal import Journal, Record, checked_trackers
 from .lora import merged, skeleton, with_adapters
 from .optimizer import optimizer_of
-from .run_folder import ModelWriter, RunFolder
+from .run_folder import ModelWriter, RunFolder, writing
 from .settings import TrainingSettings
 from .stream import Streamed, TokenStream
 
@@ -93,16 +94,19 @@ def finetune(
         )
     run = None if output is None else RunFolder(output)
     full = {**(description or {}), "settings": dataclasses.asdict(settings)}
-    if run is not None:
-        run.claim(full, resume)
-        accelerator.wait_for_everyone()
     evaluate = evaluate or functools.partial(perplexity, context=settings.context, batch_size=8)
-    alone = run.alone() if run is not None and accelerator.is_main_process else nullcontext()
-    with alone, Journal(accelerator, run, on_record, full) as journal:
-        if run is not None and accelerator.is_main_process:
-            run.describe(full)
+    with ExitStack() as stack:
+        if run is not None:
+            by_main(accelerator, functools.partial(_begin, stack, run, full, resume))
+        journal = stack.enter_context(Journal(accelerator, run, on_record, full))
         trainer = _Trainer(accelerator, model, source, eval_ids, settings, journal, writer, evaluate)
         return trainer.run_to_the_end()
+
+
+def _begin(stack: ExitStack, run: RunFolder, description: Record, resume: bool) -> None:
+    stack.enter_context(run.claimed(description, resume))
+    with writing(run.description_path):
+        run.describe(description)
 
 
 def _source(train_ids: Tensor | TokenStream, settings: TrainingSettings) -> Source:
@@ -127,6 +131,9 @@ class _Trainer:
     ) -> None:
         self.accelerator, self.source, self.eval_ids, self.settings = accelerator, source, eval_ids, settings
         self.journal, self.run_folder, self.writer, self.measure = journal, journal.run_folder, writer, measure
+        self.checkpoints = None
+        if self.run_folder is not None:
+            self.checkpoints = Checkpoints(accelerator, self.run_folder.checkpoints, settings.keep_checkpoints)
         self.masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
         if settings.gradient_checkpointing:
             _enable_checkpointing(model)
@@ -150,8 +157,8 @@ class _Trainer:
             last = done == self.settings.steps
             if last or done % self.settings.eval_every == 0:
                 self.evaluate(done)
-            if last or done % self.settings.checkpoint_every == 0:
-                self.checkpoint(done)
+            if self.checkpoints is not None and (last or done % self.settings.checkpoint_every == 0):
+                self.checkpoints.save(done)
         losses = self.journal.losses
         # accelerate's autocast stays around `forward` otherwise.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -215,13 +222,11 @@ class _Trainer:
             result = self.measure(self.accelerator.unwrap_model(self.model), self.eval_ids)
         # One number for all, or a last digit could make some of them save and others not.
         (value,) = broadcast_object_list([result.perplexity])
-        best = self.journal.best
+        if self.run_folder is not None and value <= self.journal.best:
+            # Before the log says so: what is logged and was not saved would never be saved.
+            save = functools.partial(self.save_model, state=gathered(self.accelerator, self.model))
+            by_main(self.accelerator, functools.partial(self.run_folder.save_best, save))
         self.journal.add({"step": steps, "perplexity": value, "eval_tokens": result.tokens})
-        if self.run_folder is not None and value <= best:
-            state = gathered(self.accelerator, self.model)
-            if self.accelerator.is_main_process:
-                self.run_folder.save_best(functools.partial(self.save_model, state=state))
-        self.accelerator.wait_for_everyone()
 
     def save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
         if self.adapted is None:
@@ -229,25 +234,12 @@ class _Trainer:
         else:
             self.writer.write(folder, merged(self.adapted, state))
 
-    def checkpoint(self, steps: int) -> None:
-        if self.run_folder is None:
-            return
-        aside = self.run_folder.partial_checkpoint(steps)
-        self.accelerator.save_state(str(aside))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            sign(self.accelerator, aside)
-            self.run_folder.finish_checkpoint(steps, self.settings.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
     def resume(self) -> int:
         """The first step to do: 0, or where the newest checkpoint left off."""
-        steps = 0 if self.run_folder is None else self.run_folder.latest_steps()
-        if self.run_folder is not None and steps:
-            checkpoint = self.run_folder.checkpoint(steps)
-            check_signature(self.accelerator, checkpoint)
-            self.accelerator.load_state(str(checkpoint))
+        steps = 0 if self.checkpoints is None else self.checkpoints.load()
         self.journal.rewind(steps)
+        if self.run_folder is not None:
+            self.run_folder.check_best(self.journal.evaluations)
         return steps
 
 

@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning: what it is, its log, its checkpoints, its best model.
+"""The folder of a fine-tuning: what it is, its log, its best model. `checkpoints` writes those.
 
 run.json            what is trained on what, and how; a run resumes only as itself
 log.jsonl           a line a step, and a line an evaluation
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import check_parent, put_in_place, remove, written_aside
-
-LOCK = ".lock"
+from ..files import written_aside
+from .claimed_folder import ClaimedFolder
 
 
 @dataclass(frozen=True)
@@ -54,66 +53,16 @@ class ModelWriter:
             self.tokenizer.save_pretrained(folder)
 
 
-class ClaimedFolder:
-    """A folder for one undertaking, which its run.json describes; only the same one may go on in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def claim(self, description: dict[str, Any], resume: bool) -> None:
-        """Checks that the folder is free, or holds this very run and is to be resumed; raises ValueError if not."""
-        description_path = self.path / "run.json"
-        if not description_path.exists():
-            if self.path.is_file() or (self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir())):
-                raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
-            check_parent(self.path)
-            return
-        if not resume:
-            raise ValueError(
-                f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
-            )
-        held = _flat(json.loads(description_path.read_text()))
-        wanted = _flat(json.loads(json.dumps(description)))
-        different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
-        if different:
-            key = different[0]
-            raise ValueError(
-                f"{self.path} holds a run with {key} = {held.get(key)!r}, and it cannot be resumed with "
-                f"{wanted.get(key)!r}; give the same {', '.join(different)}, or another --output"
-            )
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else works in the folder meanwhile; a ValueError if somebody does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"another process is at work in {self.path}; wait for it, or give another --output"
-            ) from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes it itself, when it is released
-                (self.path / LOCK).unlink()
-            lock.release()
-            with suppress(OSError):  # unless nothing has been written
-                self.path.rmdir()
-
-    def describe(self, description: dict[str, Any]) -> None:
-        with written_aside(self.path / "run.json") as aside:
-            aside.write_text(json.dumps(description, indent=2) + "\n")
-
-
-def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Without levels, so that what differs can be named: settings.learning_rate."""
-    flat: dict[str, Any] = {}
-    for key, value in description.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{before}{key}.") if nested else {f"{before}{key}": value}
-    return flat
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever a full disk makes a library raise into an OSError that names what was to be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OSError(
+            f"{path} could not be written ({reason}); free some space and run it again with --resume"
+        ) from error
 
 
 class RunFolder(ClaimedFolder):
@@ -125,46 +74,53 @@ class RunFolder(ClaimedFolder):
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
 
+    # "hf-masking" is what trackers that write into the folder call theirs.
+    parts = ("run.json", "log.jsonl", "checkpoints", "best", "hf-masking")
+
+    def is_worth_keeping(self) -> bool:
+        """Whether there is a checkpoint to go on from, or a model."""
+        return self.best.exists() or any(self.checkpoints.glob("step-*"))
+
     def log(self, record: dict[str, Any]) -> None:
-        with self.log_path.open("a") as file:
+        with writing(self.log_path), self.log_path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The log; a last line that a kill has cut is left out."""
+        """The lines of the log before the first one that a kill has cut, or that is damaged otherwise."""
         if not self.log_path.exists():
             return []
         records = []
-        for line in self.log_path.read_text().splitlines():
+        for line in self.log_path.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 break
+            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+                break
+            records.append(record)
         return records
 
     def rewind_log(self, steps: int) -> None:
-        """Forgets what was logged after the checkpoint at ``steps``."""
+        """Forget what was logged after the checkpoint at ``steps``; a ValueError if lines are missing before it."""
         kept = [record for record in self.records() if record["step"] <= steps]
-        with written_aside(self.log_path) as aside:
+        if [record["step"] for record in kept if "loss" in record] != list(range(1, steps + 1)):
+            raise ValueError(
+                f"{self.log_path} is damaged after line {len(kept)}: a run that goes on after step {steps} needs a "
+                "line for each step before; restore it, or give another --output to start anew"
+            )
+        with writing(self.log_path), written_aside(self.log_path) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
-    def checkpoint(self, steps: int) -> Path:
-        return self.checkpoints / f"step-{steps:06d}"
-
-    def latest_steps(self) -> int:
-        """After how many steps the newest whole checkpoint was written; 0 if there is none."""
-        found = [int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")]
-        return max(found, default=0)
-
-    def partial_checkpoint(self, steps: int) -> Path:
-        """Where all processes write a checkpoint before it counts."""
-        return self.checkpoints / f".step-{steps:06d}.partial"
-
-    def finish_checkpoint(self, steps: int, keep: int) -> None:
-        put_in_place(self.partial_checkpoint(steps), self.checkpoint(steps))
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
-            remove(old)
-
     def save_best(self, save: Callable[[Path], None]) -> None:
-        with written_aside(self.best) as aside:
+        with writing(self.best), written_aside(self.best) as aside:
             aside.mkdir()
             save(aside)
+
+    def check_best(self, evaluations: dict[int, float]) -> None:
+        """Raise a ValueError if the log knows of a best model that is gone."""
+        if evaluations and not self.best.is_dir():
+            step = min(evaluations, key=lambda step: evaluations[step])
+            raise ValueError(
+                f"{self.best} is missing, where the best model was saved after step {step}; put it back, or give "
+                "another --output to start anew"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +46,17 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lora is None and self.lora_alpha is not None:
             raise ValueError(f"lora_alpha goes with lora, got {self.lora_alpha} without it")
-        for name in ("learning_rate", "mask_learning_rate", "max_gradient_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if min(self.warmup_steps, self.weight_decay, self.mask_penalty) < 0:
-            raise ValueError("warmup_steps, weight_decay and mask_penalty may not be negative")
+        for name in ("learning_rate", "mask_learning_rate", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
+        if not self.max_gradient_norm > 0:  # infinity leaves gradients as they are
+            raise ValueError(f"max_gradient_norm must be greater than 0, got {self.max_gradient_norm}")
+        for name in ("warmup_steps", "weight_decay", "mask_penalty"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:  # what NumPy takes
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.batch_size % processes:
             raise ValueError(
                 f"batch_size counts all processes and must be a multiple of their number, got {self.batch_size} "

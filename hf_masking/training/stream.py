@@ -69,8 +69,11 @@ class Streamed:
             self.documents_read += 1
             self.tokens_read += len(document)
             return document
-        if not self.tokens_read:
-            raise ValueError("the stream to train on holds no text; name another one")
+        if self.tokens_read <= self.context:
+            raise ValueError(
+                f"the stream to train on has {self.tokens_read} tokens, and one context of {self.context} needs "
+                f"{self.context + 1}; name a longer one or use a shorter context"
+            )
         self.documents_read, self.tokens_read, self.reading = 0, 0, None
         return []
 

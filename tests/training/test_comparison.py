@@ -1,6 +1,7 @@
 """The comparison's processes, and the small model that it trains."""
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -28,9 +29,9 @@ def test_each_process_is_its_own():
 
 def test_a_row_that_is_killed_says_so_and_the_next_goes_on(tmp_path, monkeypatch):
     build("llama").save_pretrained(tmp_path / "model")
-    torch.save({"train": tokens(1, 300)[0], "eval": tokens(1, 33)[0]}, tmp_path / "tokens.pt")
     settings = TrainingSettings(context=16, steps=2, batch_size=2, eval_every=2)
-    experiment = Experiment(str(tmp_path / "model"), tmp_path / "tokens.pt", settings, stride=16)
+    train_ids, eval_ids = tokens(1, 300)[0].numpy(), tokens(1, 33)[0].numpy()
+    experiment = Experiment(str(tmp_path / "model"), train_ids, eval_ids, settings, stride=16)
     monkeypatch.setattr("hf_masking.training.comparison.measure", die_on_window)
     killed, wrong, fine = compare(experiment, [("window:3", 0), ("windw:3", 0), ("causal", 1)])
     assert killed.error == "its process was killed (most often: out of memory)"
@@ -79,6 +80,30 @@ def test_a_trial_is_kept_as_it_was(tmp_path):
     assert folder.find("window:3|sinks:1", 4) == kept
     assert folder.find("window:3|sinks:1", 5) is None
     assert folder.find("window:3", 4) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", r"holds no finished trial of causal, seed 0 \(missing or unknown: bits_per_byte, .*\)"),
+        ("[1]", r"is damaged \(expected an object, got list\)"),
+        ('{"mask": "causal"', r"is damaged \(.*\)"),
+        ({"colour": "blue"}, r"holds no finished trial of causal, seed 0 \(missing or unknown: colour\)"),
+        ({"recovery": []}, r"holds no finished trial .*"),
+        ({"recovery": {"0": None}}, r"holds no finished trial .*"),
+        ({"recovery": {}}, r"holds no finished trial .*"),
+        ({"seed": 1}, r"holds no finished trial of causal, seed 0 \(it is one of causal, seed 1, .*"),
+        ({"density": "much"}, r"holds no finished trial of causal, seed 0 \(density must be a number, got 'much'\)"),
+    ],
+)
+def test_a_damaged_trial_is_named(tmp_path, content, message):
+    folder = ComparisonFolder(tmp_path)
+    folder.keep(trial("causal", 0, 9.0, 8.0))
+    (path,) = folder.trials.iterdir()
+    changed = content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(changed)
+    with pytest.raises(ValueError, match=rf"{path.name} {message}; remove it, and --resume measures it again"):
+        folder.find("causal", 0)
 
 
 class KilledError(Exception):

@@ -171,7 +171,7 @@ def test_a_buffer_shuffles_and_loses_nothing():
 
 
 def test_a_stream_without_text():
-    with pytest.raises(ValueError, match="the stream to train on holds no text"):
+    with pytest.raises(ValueError, match="the stream to train on has 0 tokens, and one context of 16 needs 17"):
         finetune(model(), TokenStream(lambda skip: iter([[], []][skip:])), EVAL, SETTINGS)
     with pytest.raises(ValueError, match="the buffer must hold at least 1 context, got 0"):
         finetune(model(), stream_of(TRAIN, 0), EVAL, SETTINGS)

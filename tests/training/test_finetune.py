@@ -162,7 +162,7 @@ def test_a_folder_that_holds_another_run(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     said = r"another process is at work in .*run; wait for it, or give another"
-    with RunFolder(tmp_path / "run").alone(), pytest.raises(ValueError, match=said):
+    with RunFolder(tmp_path / "run").claimed({}, resume=False), pytest.raises(ValueError, match=said):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run")
     assert not list(tmp_path.iterdir())
     finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run")
@@ -188,7 +188,12 @@ def test_a_cut_line_in_the_log_is_forgotten(tmp_path):
         ({"lora": 0}, "lora must be at least 1, got 0"),
         ({"lora_alpha": 8.0}, "lora_alpha goes with lora, got 8.0 without it"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
-        ({"warmup_steps": -1}, "may not be negative"),
+        ({"mask_learning_rate": float("nan")}, "mask_learning_rate must be greater than 0 and finite, got nan"),
+        ({"max_gradient_norm": 0}, "max_gradient_norm must be greater than 0, got 0"),
+        ({"lora": 2, "lora_alpha": 0}, "lora_alpha must be greater than 0 and finite, got 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0 and finite, got -1"),
+        ({"mask_penalty": float("inf")}, "mask_penalty must be at least 0 and finite, got inf"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"context": 700}, "the text to train on has 700 tokens, and one context of 700 needs 701"),
     ],
 )

@@ -107,6 +107,17 @@ def test_a_best_model_in_pieces(run, streamed, tmp_path):
         (["--stream", "--data", "stdlib", "--eval-data", "x"], "stdlib is read as a whole; leave --stream out"),
         (["--stream", "--data", "no.txt", "--eval-data", "x"], "no such file or folder: no.txt"),
         (["--stream", "--data", "no/such", "--eval-data", "x"], "cannot be loaded from the hub"),
+        (["--stream", "--data", "BINARY", "--eval-data", "TEXT"], "binary.txt is not UTF-8 text ("),
+        (
+            ["--stream", "--data", "SHORT", "--eval-data", "TEXT"],
+            "the stream to train on has 8 tokens, and one context",
+        ),
+        (
+            ["--stream", "--data", "EMPTY", "--eval-data", "TEXT"],
+            "the stream to train on has 0 tokens, and one context",
+        ),
+        (["--seed", "-1"], "--seed must be from 0 to 4294967295, got -1"),
+        (["--learning-rate", "inf"], "--learning-rate must be greater than 0 and finite, got inf"),
         (["--tracker", "abacus"], "unknown tracker 'abacus'; expected one of"),
         (
             ["--max-shard-size", "much"],
@@ -116,6 +127,11 @@ def test_a_best_model_in_pieces(run, streamed, tmp_path):
 )
 def test_mistakes(run, model_folder, text_file, tmp_path, arguments, message):
     output = tmp_path / "run"
+    named = {"TEXT": text_file}
+    for name, content in {"BINARY": b"\xff\xfe\x00" * 99, "SHORT": b"7 bytes", "EMPTY": b""}.items():
+        named[name] = tmp_path / f"{name.lower()}.txt"
+        named[name].write_bytes(content)
+    arguments = [named.get(argument, argument) for argument in arguments]
     code, _, err = run("finetune", model_folder, *QUICK, "--data", text_file, "--output", output, *arguments)
     assert code == 2
     assert re.search(f"^error: .*{re.escape(message)}", err, flags=re.MULTILINE), err

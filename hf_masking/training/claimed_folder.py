@@ -1,0 +1,142 @@
+"""A folder for one undertaking, which its run.json describes; only the same one may go on in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .. import __version__
+from ..files import check_parent, is_left_behind, read_json, recover, remove, written_aside
+
+LOCK = ".lock"
+_STARTED = "started"  # in run.json, what no resumed run has to share
+
+
+class ClaimedFolder:
+    """A folder that holds one undertaking, and nothing else.
+
+    parts: the files and folders that the undertaking makes in it.
+    """
+
+    parts: tuple[str, ...] = ("run.json",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description_path = path / "run.json"
+
+    @contextmanager
+    def claimed(self, description: dict[str, Any], resume: bool) -> Iterator[None]:
+        """Hold the folder for an undertaking. One that fails with nothing worth keeping leaves it as it was.
+
+        Parameters:
+            description: what makes the undertaking itself; plain JSON.
+            resume: it may have been begun before.
+
+        Raises:
+            ValueError: the folder holds something else, or another process is at work in it.
+        """
+        self._check(description, resume)
+        with self._alone():
+            # Once more: another one may have come and gone since.
+            self._check(description, resume)
+            is_new = not self.description_path.exists()
+            for folder in self.path, *(self.path / part for part in self.parts):
+                recover(folder)
+            try:
+                yield
+            except BaseException:
+                if is_new and not self.is_worth_keeping():
+                    with suppress(OSError):  # the error that counts is the first one
+                        for part in self.parts:
+                            remove(self.path / part)
+                raise
+
+    def is_worth_keeping(self) -> bool:
+        """Whether a resumed undertaking would find something done."""
+        raise NotImplementedError
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Write run.json, unless it is there from before."""
+        if self.description_path.exists():
+            return
+        started = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions()}
+        with written_aside(self.description_path) as aside:
+            aside.write_text(json.dumps({**description, _STARTED: started}, indent=2) + "\n")
+
+    def _check(self, description: dict[str, Any], resume: bool) -> None:
+        """Raise a ValueError unless the folder is free, or holds this very undertaking and is to be resumed."""
+        if not self.description_path.exists():
+            if self.path.is_file() or (self.path.is_dir() and any(map(_is_of_others, self.path.iterdir()))):
+                raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
+            check_parent(self.path)
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
+            )
+        read = read_json(self.description_path, "restore it, or give another --output to start anew")
+        read.pop(_STARTED, None)
+        held, wanted = _flat(read), _flat(json.loads(json.dumps(description)))
+        different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
+        if different:
+            key = different[0]
+            raise ValueError(
+                f"{self.path} holds a run with {key} = {held.get(key)!r}, and it cannot be resumed with "
+                f"{wanted.get(key)!r}; give the same {', '.join(different)}, or another --output"
+            )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else works in the folder meanwhile; a ValueError if somebody does."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                yield
+        finally:
+            for folder in made:
+                with suppress(OSError):  # unless it holds something
+                    folder.rmdir()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another process is at work in {self.path}; wait for it, or give another --output"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it itself, when it is released
+                (self.path / LOCK).unlink()
+            lock.release()
+
+
+def _is_of_others(path: Path) -> bool:
+    return path.name != LOCK and not is_left_behind(path)
+
+
+def _versions() -> dict[str, str]:
+    """What the first process of an undertaking ran on."""
+    packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"hf-masking": __version__, "python": platform.python_version(), **packages}
+
+
+def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Without levels, so that what differs can be named: settings.learning_rate."""
+    flat: dict[str, Any] = {}
+    for key, value in description.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{before}{key}.") if nested else {f"{before}{key}": value}
+    return flat
