@@ -60,7 +60,7 @@ class BothWays(Mask):
 
     @property
     def lookahead(self) -> int:
-        starts, stops = self._edges(torch.empty(0))
+        starts, stops = self._edges(torch.empty(0, device="cpu"))
         return max((stops - starts - 1).tolist(), default=0)
 
     def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:

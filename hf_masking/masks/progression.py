@@ -46,14 +46,14 @@ class Progression:
 
     def least(self) -> int | None:
         """The smallest member, or None of an empty set."""
-        first = int(self.ceil(torch.tensor(self.lo)))
+        first = int(self.ceil(torch.tensor(self.lo, device="cpu")))
         return first if first < self.hi else None
 
     def greatest(self) -> int | None:
         """The largest member, FOREVER where there is no bound, None of an empty set."""
         if self.least() is None:
             return None
-        return FOREVER if self.hi == FOREVER else int(self.floor(torch.tensor(self.hi - 1)))
+        return FOREVER if self.hi == FOREVER else int(self.floor(torch.tensor(self.hi - 1, device="cpu")))
 
     def ceil(self, x: Tensor) -> Tensor:
         """The smallest member at or after each x (at or after ``lo``); ``hi`` is not looked at."""

@@ -20,6 +20,7 @@ from ..masks import Mask
 from . import attention, settings
 from .attention import Call, LayerMask, recording
 from .modes import evaluating
+from .placement import device_of, require_weights
 from .record import find_patch, pretrained
 from .settings import Settings
 from .shape import positions_of
@@ -109,11 +110,12 @@ def check_model(model: nn.Module) -> CheckReport:
         A report whose rows have a name, a verdict and the greatest difference seen; ``print`` it as a table.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or its weights are not loaded.
     """
     patch = find_patch(model)
     if patch is None:
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    require_weights(model)
     with evaluating(model), torch.no_grad():
         probe = _Probe(model, patch.settings)
         routed = probe.every_layer_asks_for_its_mask()
@@ -143,7 +145,7 @@ class _Probe:
             )
         self.n_layers = settings.count_layers(base.config)
         parameter = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
-        self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
+        self.device, self.tolerance = device_of(self.model), TOLERANCES.get(parameter.dtype, 1e-1)
         # Rows that nothing reaches are computed alike in both runs, so they differ by rounding at most.
         self.noise = 10 * torch.finfo(parameter.dtype).eps
         self.vocabulary = base.config.get_text_config(decoder=True).vocab_size

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..adaptive import AdaptiveMask, Features, LayerShape
 from ..masks import Mask
 from . import batch
+from .placement import device_of
 
 logger = logging.getLogger("hf_masking")
 
@@ -77,7 +78,7 @@ def attach(
     Returns:
         The modules by leaf, and hooks to remove with them.
     """
-    device = next(attention.parameters(), torch.empty(0)).device
+    device = device_of(attention)
     modules: dict[AdaptiveMask, nn.Module] = {}
     for leaf in mask.graded().leaves:
         modules[leaf] = leaf.module(shape).to(device)

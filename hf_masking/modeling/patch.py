@@ -252,7 +252,7 @@ def require_checks(model: nn.Module) -> None:
 def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
     named = wanted.masks(settings.count_layers(config))
     masks = [mask.bind(()) for mask in named]
-    readers = [int(mask.last_reader(torch.tensor(0))) for mask in masks]
+    readers = [int(mask.last_reader(torch.tensor(0, device="cpu"))) for mask in masks]
     last = max(readers)
     # Behind the positions that the model is made for it makes no difference.
     if last < positions_of(config) - 1:
