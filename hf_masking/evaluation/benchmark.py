@@ -163,7 +163,7 @@ def _dense(mask: Mask, shape: Shape) -> Tensor:
     dense = torch.empty(shape.length, shape.length, dtype=torch.bool, device=shape.device)
     keys = torch.arange(shape.length, device=shape.device)
     for rows in keys.split(256):
-        dense[rows] = mask.allows(rows[:, None], keys)
+        dense[rows] = mask.union.allows(rows[:, None], keys)
     return dense
 
 

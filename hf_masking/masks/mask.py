@@ -120,6 +120,11 @@ class Mask:
         """The masks of the groups of query heads, in order; one, unless the heads differ."""
         return (self,)
 
+    @property
+    def union(self) -> Mask:
+        """What any head allows: the mask itself, unless the heads differ."""
+        return self
+
     def bind(self, spans: tuple[tuple[int, int], ...]) -> Mask:
         """The mask for one document, told what comes with the batch: where its marked spans are.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import tile
 from .mask import Mask
 
 
@@ -18,8 +17,8 @@ class PerHead(Mask):
     """Mask m of M for the m-th M-th of the query heads, in order: ``heads[window:64; causal]`` halves them.
 
     Set operators go inside when they are applied, ``heads[a; b] | c`` is ``heads[a|c; b|c]``, so it is always
-    outermost. Its own answers are those of the union over the heads, which is what reach and cache are about; whoever
-    computes attention asks `heads`.
+    outermost. It has no pairs of its own: ask each of `heads`, or `union` for what any of them allows. `last_reader`
+    and `lookahead` are those of the union, which is what caches and generation need.
 
     Parameters:
         masks: at least two, none of which differs by head itself. As many must divide the model's query heads.
@@ -40,6 +39,7 @@ class PerHead(Mask):
                 raise ValueError(f"heads: a mask that looks at the content differs by head itself, got {mask}")
         if len(self.masks) < 2:
             raise ValueError(f"heads: expected at least two masks, got {len(self.masks)}; write one mask without heads")
+        _union_of(self.masks)  # refuses one that nests too deep
 
     @property
     def heads(self) -> tuple[Mask, ...]:
@@ -56,11 +56,18 @@ class PerHead(Mask):
     def depth(self) -> int:
         return max(mask.depth for mask in self.masks)
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return functools.reduce(torch.logical_or, (mask.allows(q, k) for mask in self.masks))
+    @property
+    def union(self) -> Mask:
+        return _union_of(self.masks)
 
-    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
-        return functools.reduce(tile.union, (mask.tiles(q_lo, q_hi, k_lo, k_hi) for mask in self.masks))
+    def allows(self, q: Tensor, k: Tensor) -> NoReturn:
+        self._refuse()
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> NoReturn:
+        self._refuse()
+
+    def intervals(self, q: Tensor) -> NoReturn:
+        self._refuse()
 
     def last_reader(self, k: Tensor) -> Tensor:
         return functools.reduce(torch.maximum, (mask.last_reader(k) for mask in self.masks))
@@ -71,3 +78,15 @@ class PerHead(Mask):
 
     def __str__(self) -> str:
         return f"{self.name}[{'; '.join(map(str, self.masks))}]"
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(
+            f"the heads of '{self}' differ, so it has no pairs of its own; ask mask.heads[i] for those of a group of "
+            "heads, or mask.union for what any head allows"
+        )
+
+
+def _union_of(masks: tuple[Mask, ...]) -> Mask:
+    from .compositions import Union  # which puts masks by head together itself
+
+    return Union.of(*masks)

@@ -89,7 +89,7 @@ class _Layout:
     def allowed(self, mask: Mask) -> Tensor:
         """``[N, N]``, pair by pair; what the content may decide counts as allowed."""
         positions, n = self.positions, len(self.ids)
-        allowed = mask.bind(((0, MARKED),)).graded().bound.dense(n)
+        allowed = mask.bind(((0, MARKED),)).union.graded().bound.dense(n)
         pairs = [
             [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
             for i in range(n)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from hf_masking import patch_model
 from hf_masking.masks import Mask, MaskSyntaxError, PerHead
+from hf_masking.masks.picture import count_pairs
 from hf_masking.modeling import effective_mask
+from hf_masking.plan import Documents, Lengths, plan_of
 
 from ..modeling.families import build
 from .strategies import expressions
@@ -33,17 +35,34 @@ def test_operators_go_inside(masks, other):
     assert (mask & mask).heads == tuple(member & member for member in masks)
 
 
-def test_its_own_answers_are_those_of_the_union():
+def test_reach_is_that_of_the_union():
     mask, union = (
         Mask.parse("heads[window:3; offsets:5|block_causal:4]"),
         Mask.parse("window:3|offsets:5|block_causal:4"),
     )
-    positions = torch.arange(20)
-    assert torch.equal(mask.dense(20), union.dense(20))
-    assert torch.equal(mask.last_reader(positions), union.last_reader(positions))
+    assert mask.union == union == union.union
+    assert torch.equal(mask.last_reader(torch.arange(20)), union.last_reader(torch.arange(20)))
     assert mask.lookahead == union.lookahead == 3
-    ranges = positions[:, None], positions[:, None] + 4, positions[None], positions[None] + 4
-    assert torch.equal(mask.tiles(*ranges), union.tiles(*ranges))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda mask: mask.dense(8),
+        lambda mask: mask.allows(torch.arange(8), torch.arange(8)),
+        lambda mask: mask.tiles(*torch.arange(4)),
+        lambda mask: mask.intervals(torch.arange(8)),
+        lambda mask: count_pairs(mask, 8),
+        lambda mask: plan_of(mask, Lengths(0, 8, 0, 8)),
+        lambda mask: Documents.single(8, 8).allows(mask),
+    ],
+)
+def test_it_has_no_pairs_of_its_own(ask):
+    mask = Mask.parse("heads[window:3; causal]")
+    for member in (*mask.heads, mask.union):
+        ask(member)
+    with pytest.raises(ValueError, match=r"heads of 'heads\[window:3; causal\]' differ.*mask.heads\[i\].*mask.union"):
+        ask(mask)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +75,7 @@ def test_its_own_answers_are_those_of_the_union():
         ("heads[causal; sinks:1]|heads[sinks:1; sinks:2; sinks:3]", "of 2 and 3 masks cannot be combined"),
         ("heds[causal; sinks:1]", "did you mean 'heads'?"),
         ("heads[" * 100, "nest more than 64 deep"),
+        (f"heads[sinks:1; {'causal-(' * 63}causal-sinks:1{')' * 63}]", "may nest 64 operators deep, got 65"),
     ],
 )
 def test_what_is_wrong_is_said(spec, message):
