@@ -2,6 +2,14 @@
 
 from .backends import BACKENDS, check_backend, takes_gaps
 from .masked_attention import masked_attention
+from .probabilities import attention_with_probabilities
 from .weights import log_weights
 
-__all__ = ["BACKENDS", "check_backend", "log_weights", "masked_attention", "takes_gaps"]
+__all__ = [
+    "BACKENDS",
+    "attention_with_probabilities",
+    "check_backend",
+    "log_weights",
+    "masked_attention",
+    "takes_gaps",
+]

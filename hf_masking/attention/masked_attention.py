@@ -65,7 +65,7 @@ def masked_attention(
     _check_options(query.shape[1], scale, dropout, softcap, sink_logits)
     check_backend(backend)
     mask = Mask.parse(mask)
-    _check_heads(mask, query.shape[1])
+    check_heads(mask, query.shape[1])
     batch, _, n_queries, head_size = query.shape
     described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
     options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
@@ -85,7 +85,8 @@ def masked_attention(
         return BACKENDS[backend].attend(query, key, value, mask, described, scale=scale, **options)
 
 
-def _check_heads(mask: Mask, n_heads: int) -> None:
+def check_heads(mask: Mask, n_heads: int) -> None:
+    """Raises a ValueError unless the masks of a mask by head divide the query heads."""
     if n_heads % len(mask.heads):
         raise ValueError(
             f"{mask} gives {len(mask.heads)} groups of heads, which do not divide {n_heads} query heads; "

@@ -1,6 +1,7 @@
 """The root of truth: dense, in whatever precision the inputs have, a line a step of the definition."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,12 @@ from ..plan import Documents
 from .weights import log_weights
 
 
-def attend(
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, documents: Documents, **options: Any) -> Tensor:
+    """Softmax over the allowed keys; a query that may attend to nothing gives 0. Shapes as in `masked_attention`."""
+    return attend_with_probabilities(query, key, value, mask, documents, **options)[0]
+
+
+def attend_with_probabilities(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -23,8 +29,8 @@ def attend(
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
     features: Sequence[Features] = (),
-) -> Tensor:
-    """Softmax over the allowed keys; a query that may attend to nothing gives 0. Shapes as in `masked_attention`."""
+) -> tuple[Tensor, Tensor]:
+    """`attend`, and the probabilities ``[B, Hq, Nq, Nk]`` before dropout."""
     weights_of_pairs = log_weights(mask, documents, query, key, features) if mask.is_adaptive else None
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
@@ -46,5 +52,4 @@ def attend(
         weights = scores.softmax(-1)
     # Rows without a single allowed key are NaN after the softmax; filling them also cuts their gradient.
     weights = weights.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
-    weights = torch.nn.functional.dropout(weights, dropout)
-    return weights @ value
+    return torch.nn.functional.dropout(weights, dropout) @ value, weights

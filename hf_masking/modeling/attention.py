@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from ..adaptive import Features
-from ..attention import masked_attention, takes_gaps
+from ..attention import attention_with_probabilities, masked_attention, takes_gaps
 from ..masks import Causal, Mask
 from ..plan import Documents
 from . import batch, handle, learned
@@ -23,8 +24,13 @@ from .cache import MaskedLayer, layer_of
 from .own_window import OwnWindow
 from .settings import KEY as IMPLEMENTATION
 
+logger = logging.getLogger("hf_masking")
+
 _LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
 _DECODED = "hf_masking_documents"  # the attribute of a handle that keeps what it says
+# The attribute of a handle whose forward wants attention probabilities. Gradient checkpointing runs layers again when
+# that forward is over, and must find the same.
+_ATTENTIONS = "hf_masking_attentions"
 
 # Keyword arguments that reach an attention function and do not touch the scores.
 _HARMLESS = {
@@ -127,7 +133,11 @@ def describe_batch(
             "a static cache keeps no more than the model's own window, which replace_model_pattern=True sets aside; "
             "use the default cache"
         )
-    return handle.encode(batch.documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
+    encoded = handle.encode(batch.documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
+    running = batch.current()
+    if running is not None and running.attentions:
+        setattr(encoded, _ATTENTIONS, True)
+    return encoded
 
 
 def attend(
@@ -142,8 +152,8 @@ def attend(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function. Attention weights are not returned; `effective_mask` shows what a layer sees."""
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function: the output ``[B, Nq, Hq, Dv]``, and the attention probabilities if they are wanted."""
     layer_mask = attached(module)
     if layer_mask is None:
         _refuse_without_mask(module)
@@ -159,20 +169,34 @@ def attend(
     if _recorder.calls is not None:
         layer = int(getattr(module, "layer_idx", 0))
         _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, features))
-    output = masked_attention(
-        query,
-        key,
-        value,
-        mask,
-        documents=documents,
-        scale=scaling,
-        dropout=dropout,
-        backend=layer_mask.backend,
-        softcap=softcap,
-        sink_logits=s_aux,
-        features=features,
+    options: dict[str, Any] = {
+        "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "dropout": dropout,
+        "softcap": softcap,
+        "sink_logits": s_aux,
+        "features": features,
+    }
+    probabilities = None
+    if _wants_attentions(attention_mask):
+        tell_the_price_once()
+        output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **options)
+        probabilities = probabilities if cached is None else cached.over_all_columns(probabilities)
+    else:
+        output = masked_attention(query, key, value, mask, documents=documents, backend=layer_mask.backend, **options)
+    return output.transpose(1, 2).contiguous(), probabilities
+
+
+def _wants_attentions(slot: Tensor | None) -> bool:
+    running = batch.current()
+    return getattr(slot, _ATTENTIONS, False) or (running is not None and running.attentions)
+
+
+@functools.lru_cache
+def tell_the_price_once() -> None:
+    logger.warning(
+        "output_attentions=True: each call that asks for attention probabilities runs dense attention, quadratic in "
+        "time and memory"
     )
-    return output.transpose(1, 2).contiguous(), None
 
 
 def _cache_layer(module: nn.Module) -> MaskedLayer | None:

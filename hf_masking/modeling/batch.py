@@ -33,6 +33,7 @@ class Batch:
     packed: a row may hold several documents.
     spans: the marked span of each token ``[B, N]``, negative for none; None where nobody said.
     cache: the cache, if its layers are `MaskedLayer`s, which know the columns that they keep.
+    attentions: the caller wants the attention probabilities.
 
     B is 1 where all rows are alike.
     """
@@ -43,6 +44,7 @@ class Batch:
     packed: bool = False
     spans: Tensor | None = None
     cache: Cache | None = None
+    attentions: bool = False
     _counts: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _readable: dict[Mask, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _kept: dict[Mask, tuple[Tensor, Documents]] = field(default_factory=dict, repr=False)

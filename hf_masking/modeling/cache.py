@@ -184,6 +184,13 @@ class MaskedLayer(DynamicLayer):
             )
         self.mask, self.reads = mask, reads
 
+    def over_all_columns(self, probabilities: Tensor) -> Tensor:
+        """Spread those of the retained keys ``[B, H, Q, k]`` over all that there have been, 0 for evicted ones."""
+        if len(self.columns) == self.seen:
+            return probabilities
+        spread = probabilities.new_zeros(*probabilities.shape[:-1], self.seen)
+        return spread.index_copy(-1, self.columns, probabilities)
+
     def block_summaries(self, leaf: TopBlocks, batch: Batch) -> Tensor:
         """The summaries of the blocks of keys that are complete, ``[B, Hkv, blocks, s]``."""
         if self._summaries is None or self._summaries.leaf != leaf:

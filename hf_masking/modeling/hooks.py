@@ -35,13 +35,10 @@ def enter(
         _refuse_another_implementation(module)
         kwargs = {name: value for name, value in kwargs.items() if name not in reading.OWN}
         _refuse_generation(arguments, lookahead)
-        if arguments.get("output_attentions"):
-            raise ValueError(
-                "attention weights are not kept under a mask; effective_mask(model, ...) shows what is seen"
-            )
         cache = _cache(module, arguments)
         held = self_attention_cache(cache)
-        running = reading.read(arguments, held if held is not None and adopt(held) else None, asks)
+        adopted = held if held is not None and adopt(held) else None
+        running = reading.read(arguments, adopted, asks, _wants_attentions(module, arguments))
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
@@ -81,6 +78,12 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | Non
         return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
     return None if checkpoints else new_cache(module.config)
+
+
+def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> bool:
+    asked = arguments.get("output_attentions")
+    configs = (module.config, module.config.get_text_config())
+    return any(config.output_attentions for config in configs) if asked is None else bool(asked)
 
 
 def _refuse_encoder_states(module: PreTrainedModel, arguments: Mapping[str, Any]) -> None:

@@ -20,19 +20,20 @@ OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments t
 _PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
 
 
-def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks) -> Batch:
+def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, attentions: bool = False) -> Batch:
     """The batch of a forward.
 
     Parameters:
         arguments: those of the forward, by name.
         cache: the cache, if its layers are `MaskedLayer`s.
         asks: what the masks of the model ask of a batch.
+        attentions: the caller wants the attention probabilities.
     """
     attention_mask, given = arguments.get("attention_mask"), arguments.get("past_key_values")
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
     if inputs is None or _is_prepared(attention_mask):
-        return Batch()
+        return Batch(attentions=attentions)
     rows, new = inputs.shape[:2]
     seen = int(given.get_seq_length()) if given is not None else 0
     real = _read_padding(attention_mask, rows, seen, new)
@@ -60,7 +61,7 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks) -> Batch
         ids = torch.zeros_like(spans)
     if spans is not None and ids is not None:
         ids, spans = torch.broadcast_tensors(ids, spans.to(ids.device))
-    return Batch(seen, new, ids, packed, spans, cache)
+    return Batch(seen, new, ids, packed, spans, cache, attentions)
 
 
 def _one_if_alike(rows: Tensor | None) -> Tensor | None:

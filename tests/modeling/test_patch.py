@@ -432,11 +432,6 @@ def test_large_document_ids_stay_apart():
     assert torch.equal(one, other)
 
 
-def test_attention_weights_are_refused():
-    with pytest.raises(ValueError, match="attention weights are not kept under a mask; effective_mask"):
-        patch_model(build("llama"), MASK)(tokens(1, 5), output_attentions=True)
-
-
 def test_a_model_that_is_too_short_for_the_checks():
     with pytest.raises(ValueError, match="the checks need 12 positions and the model has 8; patch with check=False"):
         patch_model(build("gpt2", max_position_embeddings=8), MASK)

@@ -1,0 +1,47 @@
+"""Attention that also returns its probabilities, for those who look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adaptive import Features
+from ..masks import Mask
+from ..plan import Documents
+from . import reference
+from .masked_attention import check_heads
+from .weights import checked
+
+
+def attention_with_probabilities(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    documents: Documents,
+    *,
+    features: Sequence[Features] = (),
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attend by the dense reference, and return what it attends with. Quadratic in time and memory.
+
+    Parameters:
+        options: ``scale``, ``dropout``, ``softcap`` and ``sink_logits``; they and the shapes are as in
+            `masked_attention`.
+
+    Returns:
+        The output ``[B, Hq, Nq, Dv]``, and the probabilities ``[B, Hq, Nq, Nk]`` before dropout. A row sums to 1; with
+        sink logits to less, since these take a part, and to 0 where a query may attend to nothing.
+    """
+    check_heads(mask, query.shape[1])
+    if mask.is_adaptive:
+        options["features"] = checked(features, mask, query, key)
+    # In half precision the probabilities of a row would not sum to 1.
+    precise = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (x.to(precise) for x in (query, key, value))
+        output, probabilities = reference.attend_with_probabilities(q, k, v, mask, documents, **options)
+    return output.to(query.dtype), probabilities.to(query.dtype)
