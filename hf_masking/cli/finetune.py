@@ -17,12 +17,14 @@ from ..evaluation import Text, encode, load_stream, load_text
 from ..modeling import layer_masks, patch_model
 from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
 from ..training import finetune as train
+from ..training.process_group import clean_exit
 from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
 from .console import CARRIED, load_data, load_model, load_tokenizer
 from .options import DataOptions, MaskOptions
 from .terminal import errors, progress_bar
 
 
+@clean_exit()
 def finetune(
     model: str,
     output: Path,

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +17,9 @@ from hf_masking import from_pretrained, patch_model, perplexity
 from hf_masking.cli.app import COMMANDS, EXAMPLES
 from hf_masking.evaluation import generation
 
+from ..processes import ACCELERATE, launch
 from .conftest import TEXT
 
-ROOT = Path(__file__).parents[2]
 QUICK = ("--context", "16", "--steps", "3", "--batch-size", "4", "--warmup-steps", "1", "--eval-tokens", "65")
 
 
@@ -175,20 +173,16 @@ def losses(folder):
     return [record.get("loss", record.get("perplexity")) for record in records]
 
 
-def test_two_processes_train_like_one(model_folder, text_file, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for processes in (1, 2):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-        # With --cpu it would start a single process, whatever the number.
-        launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(processes)]
-        launch += [str(ROOT / "scripts" / "finetune.py"), str(model_folder), "--mask", "window:4|sinks:1"]
-        # Two micro-batches in each process, and a last context that is shorter than the others.
-        launch += ["--data", str(text_file), "--output", str(tmp_path / str(processes)), *QUICK]
-        launch += ["--micro-batch-size", "1", "--gradient-checkpointing"]
-        done = subprocess.run(launch, env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert f"processes: {processes};" in done.stderr
+def test_two_processes_train_like_one(run, model_folder, text_file, tmp_path):
+    # Two micro-batches in each process, and a last context that is shorter than the others.
+    arguments = [model_folder, "--mask", "window:4|sinks:1", "--data", text_file, *QUICK]
+    arguments += ["--micro-batch-size", 1, "--gradient-checkpointing", "--output"]
+    code, _, err = run("finetune", *arguments, tmp_path / "1")
+    assert code == 0 and "processes: 1;" in err
+    # With --cpu it would start a single process, whatever the number.
+    two = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = launch(*two, "scripts/finetune.py", *arguments, tmp_path / "2", launcher=ACCELERATE)
+    assert "processes: 2;" in done.stderr
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == 4
     assert two == pytest.approx(one, abs=1e-5, rel=1e-5)

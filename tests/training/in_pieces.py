@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_masking import patch_model
 from hf_masking.training import TrainingSettings, finetune
 from hf_masking.training.journal import Journal
+from hf_masking.training.process_group import clean_exit
 
 from ..modeling.families import build, tokens
 
@@ -125,9 +126,9 @@ def main(engine, folder):
         found[case] = {"losses": result.losses, "best": result.best, "resumed": again.losses, "layers": layers}
     if PartialState().is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     disable_progress_bar()
-    main(sys.argv[1], Path(sys.argv[2]))
+    with clean_exit():
+        main(sys.argv[1], Path(sys.argv[2]))

@@ -1,6 +1,5 @@
 """One of the processes of `test_sharded.py`: gradients of a sharded model (FSDP2) against those of a whole one."""
 
-import gc
 import sys
 
 import torch
@@ -9,6 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_masking import mask_penalties, patch_model
+from hf_masking.training.process_group import clean_exit
 
 from ..modeling.families import build, tokens
 
@@ -32,17 +32,11 @@ def compare(spec):
     step(whole, ids)
     step(sharded, ids.chunk(2)[dist.get_rank()])
     for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
-        torch.testing.assert_close(other.grad.full_tensor(), one.grad, atol=1e-6, rtol=1e-4, msg=name)
-
-
-def main(spec):
-    dist.init_process_group("gloo")
-    compare(spec)
-    dist.destroy_process_group()
-    # The models hold the group in cycles, and its threads must have ended before Python does: one that still has a
-    # tensor to release then aborts the process.
-    gc.collect()
+        torch.testing.assert_close(other.grad.full_tensor(), one.grad, atol=1e-6, rtol=1e-4, msg=f"{spec}: {name}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with clean_exit():
+        dist.init_process_group("gloo")
+        for spec in sys.argv[1:]:
+            compare(spec)

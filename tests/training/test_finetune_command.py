@@ -1,11 +1,8 @@
 """`hf-masking finetune` with what the training gets from outside: streams, trackers, launchers."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from hf_masking.cli.console import load_tokenizer
 from hf_masking.evaluation import Text, load_stream, load_text
 
 from ..cli.conftest import model_folder, run, text_file
-from .test_sharded import ROOT
+from ..processes import launch
 
 __all__ = ["model_folder", "run", "text_file"]
 
@@ -56,13 +53,7 @@ def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
     one = ["finetune", *streamed, "--shuffle-buffer", "3"]
     code, _, err = run(*one, "--output", tmp_path / "one")
     assert code == 0, err
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [*streamed, "--shuffle-buffer", "3", "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*launch, "scripts/finetune.py", *two], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = launch("scripts/finetune.py", *streamed, "--shuffle-buffer", 3, "--output", tmp_path / "two")
     assert "processes: 2;" in done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")

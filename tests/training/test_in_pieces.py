@@ -1,10 +1,7 @@
 """Fine-tuning of a model that lies in pieces in two processes, by FSDP2 or DeepSpeed's ZeRO."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,8 +9,8 @@ from safetensors import safe_open
 
 from hf_masking import from_pretrained, perplexity
 
+from ..processes import launch
 from .in_pieces import EVAL, cases_of, run
-from .test_sharded import ROOT
 
 # What the second process writes into a checkpoint, of what it alone holds: weights, or the optimizer's state.
 PIECES = {
@@ -22,19 +19,6 @@ PIECES = {
     "zero2": "pytorch_model/zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero3": "pytorch_model/zero_pp_rank_1_mp_rank_00_model_states.pt",
 }
-
-
-@pytest.fixture(scope="module")
-def in_pieces(request, tmp_path_factory):
-    """What two processes have found, their folders, and what the second one must have written."""
-    folder = tmp_path_factory.mktemp(request.param)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "tests.training.in_pieces", request.param, str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads((folder / "found.json").read_text()), PIECES[request.param]
 
 
 def names(run):
@@ -47,12 +31,17 @@ def norms(run):
     return [record["gradient_norm"] for record in log if "loss" in record]
 
 
-@pytest.mark.parametrize(
-    ("in_pieces", "case"), [(engine, case) for engine in PIECES for case in cases_of(engine)], indirect=["in_pieces"]
-)
-def test_pieces_train_as_a_whole_model_does(in_pieces, case, tmp_path):
-    folder, found, piece = in_pieces
-    found = found[case]
+@pytest.mark.parametrize("engine", PIECES)
+def test_pieces_train_as_a_whole_model_does(engine, tmp_path):
+    launch("-m", "tests.training.in_pieces", engine, tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == cases_of(engine)
+    for case in found:
+        check(case, found[case], tmp_path, PIECES[engine])
+
+
+def check(case, found, folder, piece):
+    """Compare what two processes have found in a case, and written, with a run of a whole model."""
     with pytest.raises(
         ValueError, match=r"step-000004 was written by (FSDP|ZeRO-\d in 2 processes), and cannot be read"
     ):
@@ -61,13 +50,13 @@ def test_pieces_train_as_a_whole_model_does(in_pieces, case, tmp_path):
     layers = [name for name in found["layers"] if re.search(r"(layers|h)\.\d+$", name)]
     assert len(layers) == (2 if "fsdp" in piece else 0)
     assert (folder / case / "checkpoints" / "step-000004" / piece).stat().st_size
-    _, whole = run(case, tmp_path / "whole")
+    _, whole = run(case, folder / f"{case}-whole")
     assert found["losses"] == pytest.approx(whole.losses, abs=1e-5)
     assert found["resumed"] == found["losses"]
     assert found["best"] == [whole.best[0], pytest.approx(whole.best[1], rel=1e-5)]
-    mine, theirs = (from_pretrained(path / "best") for path in (folder / case, tmp_path / "whole"))
+    mine, theirs = (from_pretrained(path / "best") for path in (folder / case, folder / f"{case}-whole"))
     assert perplexity(mine, EVAL, context=16).perplexity == pytest.approx(whole.best[1], rel=1e-5)
     # Not the weights: Adam makes noise into steps where a gradient is 0, as that of a key's bias is.
     torch.testing.assert_close(mine(EVAL[None]).logits, theirs(EVAL[None]).logits, atol=1e-4, rtol=0)
-    assert names(folder / case) == names(tmp_path / "whole")
-    assert norms(folder / case) == pytest.approx(norms(tmp_path / "whole"), rel=1e-4)
+    assert names(folder / case) == names(folder / f"{case}-whole")
+    assert norms(folder / case) == pytest.approx(norms(folder / f"{case}-whole"), rel=1e-4)
