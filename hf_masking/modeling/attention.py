@@ -32,7 +32,8 @@ _DECODED = "hf_masking_documents"  # the attribute of a handle that keeps what i
 # that forward is over, and must find the same.
 _ATTENTIONS = "hf_masking_attentions"
 
-# Keyword arguments that reach an attention function and do not touch the scores.
+# Keyword arguments that reach an attention function and do not touch the scores; what the loss takes is taken out by
+# the hooks before.
 _HARMLESS = {
     "cache_position",
     "is_causal",
@@ -285,6 +286,11 @@ def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which hf_masking does not know "
             "and will not ignore"
+        )
+    if kwargs.get("is_causal") is False:
+        raise ValueError(
+            f"{type(module).__name__} was called with is_causal=False, which asks for bidirectional attention, and the "
+            "mask says what is seen; leave it out, or use a mask that is bidirectional, such as 'block_causal:64'"
         )
 
 

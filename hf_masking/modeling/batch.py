@@ -34,6 +34,7 @@ class Batch:
     spans: the marked span of each token ``[B, N]``, negative for none; None where nobody said.
     cache: the cache, if its layers are `MaskedLayer`s, which know the columns that they keep.
     attentions: the caller wants the attention probabilities.
+    for_loss: the names of arguments that the loss of the model reads, and no model inside it.
 
     B is 1 where all rows are alike.
     """
@@ -45,6 +46,7 @@ class Batch:
     spans: Tensor | None = None
     cache: Cache | None = None
     attentions: bool = False
+    for_loss: frozenset[str] = frozenset()
     _counts: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _readable: dict[Mask, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _kept: dict[Mask, tuple[Tensor, Documents]] = field(default_factory=dict, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def enter(
     """
     running = batch.around(module)
     names = _parameters(type(module).forward)
-    arguments = dict(zip(names, args, strict=False)) | kwargs
+    arguments = dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs
     _refuse_encoder_states(module, arguments)
     if running is None:
         _refuse_another_implementation(module)
@@ -38,13 +38,19 @@ def enter(
         cache = _cache(module, arguments)
         held = self_attention_cache(cache)
         adopted = held if held is not None and adopt(held) else None
-        running = reading.read(arguments, adopted, asks, _wants_attentions(module, arguments))
+        beside = {
+            "attentions": _wants_attentions(module, arguments),
+            "for_loss": _for_loss(module, names, kwargs),
+        }
+        running = reading.read(arguments, adopted, asks, **beside)
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
                 args = (*args[:place], cache, *args[place + 1 :])
             else:
                 kwargs["past_key_values"] = cache
+    elif running.for_loss:
+        kwargs = {name: value for name, value in kwargs.items() if name not in running.for_loss}
     batch.push(module, running)
     return args, kwargs
 
@@ -84,6 +90,14 @@ def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> 
     asked = arguments.get("output_attentions")
     configs = (module.config, module.config.get_text_config())
     return any(config.output_attentions for config in configs) if asked is None else bool(asked)
+
+
+def _for_loss(module: PreTrainedModel, names: Sequence[str], kwargs: Mapping[str, Any]) -> frozenset[str]:
+    """What the model's loss takes of the arguments that its forward hands on, which it does to its attentions, too."""
+    extra = kwargs.keys() - set(names)
+    if not extra or "labels" not in names:
+        return frozenset()
+    return frozenset(extra & inspect.signature(module.loss_function).parameters.keys())
 
 
 def _refuse_encoder_states(module: PreTrainedModel, arguments: Mapping[str, Any]) -> None:

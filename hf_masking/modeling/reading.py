@@ -20,20 +20,21 @@ OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments t
 _PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
 
 
-def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, attentions: bool = False) -> Batch:
+def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, **beside: Any) -> Batch:
     """The batch of a forward.
 
     Parameters:
         arguments: those of the forward, by name.
         cache: the cache, if its layers are `MaskedLayer`s.
         asks: what the masks of the model ask of a batch.
-        attentions: the caller wants the attention probabilities.
+        beside: what a `Batch` says beside its tokens.
     """
+    arguments = _with_choices_as_rows(arguments)
     attention_mask, given = arguments.get("attention_mask"), arguments.get("past_key_values")
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
     if inputs is None or _is_prepared(attention_mask):
-        return Batch(attentions=attentions)
+        return Batch(**beside)
     rows, new = inputs.shape[:2]
     seen = int(given.get_seq_length()) if given is not None else 0
     real = _read_padding(attention_mask, rows, seen, new)
@@ -61,7 +62,20 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, attentio
         ids = torch.zeros_like(spans)
     if spans is not None and ids is not None:
         ids, spans = torch.broadcast_tensors(ids, spans.to(ids.device))
-    return Batch(seen, new, ids, packed, spans, cache, attentions)
+    return Batch(seen, new, ids, packed, spans, cache, **beside)
+
+
+def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Texts ``[batch, choices, tokens]``, as GPT-2's double heads take them, with a row for each choice.
+
+    The trap: a third axis may be one of codebooks as well, ``[batch, tokens, codebooks]``.
+    """
+    ids, real = arguments.get("input_ids"), arguments.get("attention_mask")
+    if ids is None or ids.ndim < 3 or not ("mc_token_ids" in arguments or getattr(real, "ndim", 0) == ids.ndim):
+        return arguments
+    of_tokens = ("input_ids", "attention_mask", "document_ids", "span_ids", "labels")
+    given = {name: arguments[name] for name in of_tokens if arguments.get(name) is not None}
+    return {**arguments, **{name: tensor.flatten(end_dim=-2) for name, tensor in given.items()}}
 
 
 def _one_if_alike(rows: Tensor | None) -> Tensor | None:
