@@ -7,9 +7,11 @@ leave what the batch says on a stack of the thread.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -122,18 +124,21 @@ class Running(NamedTuple):
     """A call that is under way: of a patched model, or of an attention module whose mask has features.
 
     features: those of the leaves of the attention's mask, of the new tokens.
+    frame: the one that runs the call; None for an attention, and in a compiled graph, where frames are not known.
     """
 
     module: nn.Module
     batch: Batch | None
     features: tuple[Features, ...] = ()
+    frame: FrameType | None = None
 
 
 class _Stack(threading.local):
     """The calls that are under way in this thread, each inside of the one before it.
 
-    A KeyboardInterrupt goes past the hooks that would take a call off again. What it leaves lies below the next call,
-    which does not ask for it, and goes when its module, or one around that, is called anew.
+    The trap: a KeyboardInterrupt goes past the hooks that would take a call off again, and what it leaves must not pass
+    for a call that is under way. A call whose frame this thread does not run any more has ended, and so has what was
+    inside of it; of calls without a frame, no module runs inside itself or inside a part of itself.
     """
 
     def __init__(self) -> None:
@@ -155,26 +160,44 @@ def features() -> tuple[Features, ...]:
 
 def around(module: nn.Module) -> Batch | None:
     """The batch of the running forward that ``module`` is a part of."""
-    _take_off({module})  # no module runs inside itself
+    if _stack.calls and not torch.compiler.is_compiling():
+        _end_interrupted()
+    _take_off({module})
     if not _stack.calls:
         return None
     outer = _stack.calls[-1]
     if any(module is inner for inner in outer.module.modules()):
         return outer.batch
-    _take_off(set(module.modules()))  # nor inside a part of itself
+    _take_off(set(module.modules()))
     return None
 
 
+def _end_interrupted() -> None:
+    """Takes off the calls whose frames this thread does not run any more, and what was inside of them."""
+    running, frame = set(), inspect.currentframe()
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back
+    calls, is_running = [], True
+    for call in _stack.calls:
+        is_running = is_running if call.frame is None else call.frame in running
+        if is_running:
+            calls.append(call)
+    _stack.calls[:] = calls
+
+
 def _take_off(modules: set[nn.Module]) -> None:
-    """Ends the first call of one of these modules, and those inside of it: an interrupt has left them."""
+    """Takes off the first call of one of these modules, and those inside of it."""
     for index, call in enumerate(_stack.calls):
         if call.module in modules:
             del _stack.calls[index:]
             return
 
 
-def push(module: nn.Module, batch: Batch | None, features: tuple[Features, ...] = ()) -> None:
-    _stack.calls.append(Running(module, batch, features))
+def push(
+    module: nn.Module, batch: Batch | None, features: tuple[Features, ...] = (), frame: FrameType | None = None
+) -> None:
+    _stack.calls.append(Running(module, batch, features, frame))
 
 
 def pop(module: nn.Module) -> Batch | None:

@@ -51,7 +51,9 @@ def enter(
                 kwargs["past_key_values"] = cache
     elif running.for_loss:
         kwargs = {name: value for name, value in kwargs.items() if name not in running.for_loss}
-    batch.push(module, running)
+    # Torch calls this hook from the frame that then runs the module.
+    frame = None if torch.compiler.is_compiling() else getattr(inspect.currentframe(), "f_back", None)
+    batch.push(module, running, frame=frame)
     return args, kwargs
 
 

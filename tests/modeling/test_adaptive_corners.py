@@ -283,7 +283,8 @@ def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monk
         steps = [then(piece, past_key_values=cache).logits for piece in tokens(1, 9).split([4, 1, 4], dim=1)]
     torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-4, rtol=0)
     assert all((layer.features is None) == (then is not model) for layer in cache.layers)
-    assert bool(batch._stack.calls) == (then is not model)
+    # Of a recomputation nobody knows that it has ended, until its model runs again.
+    assert bool(batch._stack.calls) == (then is not model and where == "recomputation")
 
 
 def test_features_without_a_mask_that_reads_them_are_refused():

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -354,8 +355,6 @@ def test_context_parallelism_is_refused():
 
 
 def test_a_patched_model_is_collected():
-    import weakref
-
     model = patch_model(build("llama"), MASK)
     reference = weakref.ref(model)
     logits(model)
@@ -380,6 +379,32 @@ def test_an_interrupted_forward_leaves_nothing_behind():
     hook.remove()
     assert torch.equal(logits(other), before[1])
     assert torch.equal(logits(model), before[0])
+
+
+def test_a_part_of_an_interrupted_model_reads_its_own_batch():
+    """Ctrl-C in the language-model head: the model that holds the base model was running, and is not any more."""
+    model = patch_model(build("llama"), MASK, check=False)
+    expected = model.model(tokens(2, 17)).last_hidden_state
+    padding = torch.ones(2, 17, dtype=torch.long)
+    padding[:, :9] = 0
+    hook = model.lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:  # with its frames, as a notebook keeps them
+        model(tokens(2, 17), attention_mask=padding)
+    hook.remove()
+    assert torch.equal(model.model(tokens(2, 17)).last_hidden_state, expected)
+    assert kept.traceback
+
+
+def test_another_model_ends_what_an_interrupt_has_left():
+    model, other = patch_model(build("llama"), MASK, check=False), patch_model(build("qwen3"), MASK, check=False)
+    model.lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens(2, 17))
+    reference = weakref.ref(model)
+    del model
+    logits(other)
+    gc.collect()
+    assert reference() is None
 
 
 def test_a_model_inside_another_ones_forward_has_its_own_batch():
