@@ -23,7 +23,7 @@ from ..streams import is_stream
 from . import bench_report, tables
 from .commands.bench import DTYPES, PRESETS, BenchOptions
 from .console import check_report, describe_machine, write_json
-from .options import OutputOption
+from .options import OutputOption, at_least
 from .terminal import errors, tables_beside
 
 
@@ -32,16 +32,18 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     parts = [options] if preset is None else PRESETS[preset]
     if preset is not None:
+        _refuse_beside_preset(preset, options)
         parts = [dataclasses.replace(part, device=options.device, dtype=options.dtype) for part in parts]
     for part in parts:
         _check(part)
     if output.output is not None:
         check_report(output.output)
+        tables.warn_of_no_pictures()
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
     console = tables_beside(output.output)
     console.print(bench_report.grid(rows).table(_title(parts[0])))
-    for line in _verdicts(rows):
+    for line in (*bench_report.failures(rows), *_verdicts(rows)):
         console.print(line, soft_wrap=True)
     if output.output is not None:
         document = {
@@ -52,11 +54,22 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
         }
         write_json(output.output, document)
     if output.output is not None and not is_stream(output.output):
-        tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), bench_report.grid(rows).markdown())
+        parts_of_page = bench_report.grid(rows).markdown(), *bench_report.failures(rows)
+        tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), *parts_of_page)
         bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))
 
 
+def _refuse_beside_preset(preset: str, options: BenchOptions) -> None:
+    for option in dataclasses.fields(options):
+        default = getattr(BenchOptions(), option.name)
+        if option.name not in ("device", "dtype") and getattr(options, option.name) != default:
+            flag = option.name.replace("_", "-")
+            raise ValueError(f"--preset {preset} has its own --{flag}; leave one of them out")
+
+
 def _check(options: BenchOptions) -> None:
+    at_least(1, length=min(options.length), heads=options.heads, head_size=options.head_size, batch=options.batch)
+    at_least(1, rounds=options.rounds)
     for mask in options.mask:
         if Mask.parse(mask).is_adaptive:
             raise ValueError(
@@ -66,10 +79,6 @@ def _check(options: BenchOptions) -> None:
         groups = len(Mask.parse(mask).heads)
         if options.heads % groups:
             raise ValueError(f"--heads {options.heads} is not a multiple of the {groups} masks of {mask}")
-    counts = {"length": min(options.length), "heads": options.heads, "head-size": options.head_size}
-    for name, value in {**counts, "batch": options.batch, "rounds": options.rounds}.items():
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
     if options.key_heads is not None and (options.key_heads < 1 or options.heads % options.key_heads):
         raise ValueError(f"--key-heads must divide --heads {options.heads}, got {options.key_heads}")
     if options.dtype not in DTYPES:

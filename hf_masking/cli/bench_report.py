@@ -58,9 +58,14 @@ def grid(rows: Rows) -> tables.Grid:
     return tables.Grid(("length", "mask", "runs", *COLUMNS), cells)
 
 
+def failures(rows: Rows) -> list[str]:
+    """What stopped the rows that failed, a line for each."""
+    return [f"{row.mask} by {row.runs}, {row.length:,} tokens, failed: {row.error}" for row in rows if row.error]
+
+
 def _cells(rows: Rows, row: Row) -> list[str]:
     if row.error:
-        return [f"failed: {row.error}", *[""] * (len(COLUMNS) - 1)]
+        return ["failed", *[""] * (len(COLUMNS) - 1)]
     return [cell(rows, row) for cell in COLUMNS.values()]
 
 

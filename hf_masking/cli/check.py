@@ -8,41 +8,55 @@ from typing import Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedModel
 
 from ..evaluation import check_generation
 from ..files import check_file
-from ..masks import Mask
-from ..modeling import CheckReport, check_model, layer_masks, patched
+from ..modeling import CheckReport, check_model, label_of, layer_masks
 from .commands.check import CheckOptions
-from .console import CARRIED, describe_machine, load_model, write_json
-from .options import MaskOptions, OutputOption
+from .console import describe_machine, load_model, write_json
+from .failures import reason_of
+from .masking import check_specs, chosen, copies, put_into
+from .options import MaskOptions, OutputOption, at_least
 from .terminal import errors, tables_beside
 
 
 def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputOption) -> None:
-    if options.new_tokens < 1:
-        raise ValueError(f"--new-tokens must be at least 1, got {options.new_tokens}")
+    at_least(1, new_tokens=options.new_tokens)
+    at_least(2, length=min(options.length, default=2))
     if output.output is not None:
         check_file(output.output)
-    layers = masks.layers()
-    for spec in masks.mask:
-        Mask.parse(spec)
+    check_specs(masks)
     loaded = load_model(model)
-    if not masks.mask and not layer_masks(loaded):
-        raise ValueError("--mask is missing, and the model carries none; say one: --mask 'window:256|sinks:4'")
-    reports = {}
-    for spec in masks.mask or [CARRIED]:
-        with patched(loaded, None if spec == CARRIED else spec, layers=layers, check=False):
-            report = check_model(loaded)
-            if report.passed and not _looks_ahead(loaded):
-                report = CheckReport((*report.rows, *_generation(loaded, options).rows))
-        reports[spec] = report
-        tables_beside(output.output).print(_table(spec, report))
+    # All of them are patched before the first is checked: what is wrong with the last one is known at once.
+    models = [put_into(copy, spec, masks, check=False) for copy, spec in copies(loaded, chosen(loaded, masks))]
+    reports: dict[str, CheckReport] = {}
+    failures: dict[str, Exception] = {}
+    for patched in models:
+        name = label_of(patched)
+        try:
+            reports[name] = _report(patched, options)
+        except Exception as stopped:  # whatever it is, the other masks are checked
+            failures[name] = stopped
+        else:
+            tables_beside(output.output).print(_table(name, reports[name]))
+    if not reports:
+        raise next(iter(failures.values()))
+    for name, error in failures.items():
+        tables_beside(output.output).print(f"{name} failed: {reason_of(error)}", soft_wrap=True)
     if output.output is not None:
-        rows = [{"mask": spec, **dataclasses.asdict(row)} for spec, report in reports.items() for row in report.rows]
-        write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows})
-    if not all(report.passed for report in reports.values()):
+        rows = [{"mask": name, **dataclasses.asdict(row)} for name, report in reports.items() for row in report.rows]
+        failed = {name: reason_of(error) for name, error in failures.items()}
+        write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows, "failed": failed})
+    if failures or not all(report.passed for report in reports.values()):
         raise typer.Exit(1)
+
+
+def _report(model: PreTrainedModel, options: CheckOptions) -> CheckReport:
+    report = check_model(model)
+    if report.passed and not _looks_ahead(model):
+        return CheckReport((*report.rows, *_generation(model, options).rows))
+    return report
 
 
 def _looks_ahead(model: Any) -> bool:

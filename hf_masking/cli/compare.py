@@ -9,23 +9,33 @@ from typing import Any
 
 import torch
 import typer
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
-from ..evaluation import Text, encode, in_own_process
+from ..evaluation import Text, WindowedText, encode, in_own_process, refuse_lookahead
 from ..evaluation.benchmark import Shape
 from ..evaluation.break_even import break_even
 from ..files import digest
-from ..masks import Mask
-from ..modeling import shape_of
+from ..modeling import check_fits, label_of, shape_of, unpatch_model
+from ..training import Contexts
 from ..training.comparison import Experiment, Trial
 from ..training.comparison import compare as compare_masks
 from ..training.comparison_folder import ComparisonFolder
-from ..training.small_model import SMALL, small_model
+from ..training.small_model import SMALL, small_model, small_outline
 from ..training.summary import summarize
-from . import report
+from . import report, tables
 from .commands.compare import CompareOptions
-from .console import bos_of, describe_machine, load_data, load_tokenizer, quiet, write_json
-from .options import DataOptions, MaskOptions
+from .console import (
+    bos_of,
+    check_vocabulary,
+    describe_machine,
+    load_data,
+    load_outline,
+    load_tokenizer,
+    quiet,
+    write_json,
+)
+from .masking import check_specs, put_into
+from .options import DataOptions, MaskOptions, at_least
 from .terminal import console, errors
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
@@ -42,34 +52,38 @@ def compare(
     resume: bool,
 ) -> None:
     specs = list(dict.fromkeys(masks.mask or MASKS))
-    for spec in specs:
-        Mask.parse(spec)
-    settings, layers = options.settings(), masks.layers()
-    settings.check()
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    check_specs(masks)
+    options.settings().check()
+    at_least(1, seeds=seeds, train_tokens=options.train_tokens, eval_tokens=options.eval_tokens)
+    at_least(0, longest=longest)
     folder = ComparisonFolder(output)
+    folder.check_place(resume)
+    tables.warn_of_no_pictures()
+    outline = small_outline() if model is None else load_outline(model)
+    runs = _runs(outline, specs, masks)
     train, held_out = load_data(data).split(0.1)
-    description = _description(model, data, train, held_out, layers, options)
+    description = _description(model, data, train, held_out, masks, options)
     with folder.claimed(description, resume):
         path = model or str(in_own_process(_small_model, train, held_out))
-        experiment = _experiment(path, train, held_out, options, layers)
+        experiment = _experiment(path, outline, train, held_out, options, masks)
         wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
         trials = _try(experiment, wanted, folder, description)
         if all(trial.error for trial in trials):
             raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
         pays = in_own_process(_break_even, path, specs, longest)
         title = f"{description['model']}, {data.data}, context {options.context}, {options.steps} steps"
-        result = report.Report(title, options.context, summarize(specs, trials), pays, longest)
+        result = report.Report(title, options.context, summarize(specs, trials), pays, longest, runs)
         for grid in (result.quality(), result.details()):
             console.print(grid.table())
+        for line in result.failures():
+            console.print(line, soft_wrap=True)
         _write(folder.path, description, trials, result)
     if any(trial.error for trial in trials):
         raise typer.Exit(1)
 
 
 def _description(
-    model: str | None, data: DataOptions, train: Text, held_out: Text, layers: dict[int, str], options: CompareOptions
+    model: str | None, data: DataOptions, train: Text, held_out: Text, masks: MaskOptions, options: CompareOptions
 ) -> dict[str, Any]:
     """What a comparison is; only the same one goes on in a folder."""
     return {
@@ -77,9 +91,21 @@ def _description(
         "model_sha256": digest(Path(model)) if model and Path(model).is_dir() else None,
         "small_model": None if model else dataclasses.asdict(SMALL),
         "text": {"source": data.data, "train_sha256": train.sha256, "eval_sha256": held_out.sha256},
-        "layers": {str(layer): spec for layer, spec in layers.items()},
+        "layers": {str(layer): spec for layer, spec in masks.layers().items()},
+        "replace_model_pattern": masks.replace_model_pattern,
         "options": dataclasses.asdict(options),
     }
+
+
+def _runs(outline: PreTrainedModel, specs: Sequence[str], masks: MaskOptions) -> dict[str, str]:
+    """What runs under each mask, as the report calls it; a ValueError for one that no trial could run."""
+    runs = {}
+    for spec in specs:
+        put_into(outline, spec, masks, check=False)
+        refuse_lookahead(outline, "its perplexity")
+        runs[spec] = label_of(outline)
+        unpatch_model(outline)
+    return runs
 
 
 def _small_model(train: Text, held_out: Text) -> Path:
@@ -88,19 +114,28 @@ def _small_model(train: Text, held_out: Text) -> Path:
 
 
 def _experiment(
-    folder: str, train: Text, held_out: Text, options: CompareOptions, layers: dict[int, str]
+    folder: str, outline: PreTrainedModel, train: Text, held_out: Text, options: CompareOptions, masks: MaskOptions
 ) -> Experiment:
+    """What all trials share; a ValueError for what every one of them would refuse."""
     tokenizer = load_tokenizer(folder)
+    check_vocabulary(outline, tokenizer)
     eval_ids, n_bytes = encode(held_out, tokenizer, options.eval_tokens)
+    train_ids = encode(train, tokenizer, options.train_tokens)[0]
+    for token_ids in (eval_ids, train_ids):
+        check_fits(outline, token_ids, options.context)
+    bos = bos_of(tokenizer, None)
+    WindowedText(eval_ids, options.context, options.stride, bos, batch_size=1)
+    Contexts.pack(train_ids, options.context)
     return Experiment(
         model=folder,
-        train_ids=encode(train, tokenizer, options.train_tokens)[0].numpy(),
+        train_ids=train_ids.numpy(),
         eval_ids=eval_ids.numpy(),
         settings=options.settings(),
         stride=options.context if options.stride is None else options.stride,
-        bos_token_id=bos_of(tokenizer, None),
+        bos_token_id=bos,
         text_bytes=n_bytes,
-        layers=layers,
+        layers=masks.layers(),
+        replace_model_pattern=masks.replace_model_pattern,
     )
 
 
@@ -147,6 +182,7 @@ def _write(folder: Path, description: dict[str, Any], trials: Sequence[Trial], r
         "machine": describe_machine(),
         "seconds": sum(trial.seconds or 0 for trial in trials),  # of all of them, also where it went on
         "pays_from": result.pays_from,
+        "runs": result.runs,
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
     write_json(folder / "report.json", document)

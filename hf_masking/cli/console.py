@@ -15,16 +15,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
-from ..modeling import load, vocabulary_of
+from ..modeling import load, outline, vocabulary_of
 from ..streams import is_stdout, is_stream
 from .options import DataOptions
 from .terminal import errors
-
-CARRIED = "carried by the model"  # stands for the mask of a checkpoint, where none is named
 
 
 def quiet() -> None:
@@ -43,6 +41,11 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
     """
     model = _load(functools.partial(load, **options), name, "model")
     return model.to("cuda") if place and torch.cuda.is_available() else model
+
+
+def load_outline(name: str) -> PreTrainedModel:
+    """The model without its weights."""
+    return _load(lambda name: outline(AutoConfig.from_pretrained(name)), name, "model")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

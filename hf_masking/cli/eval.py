@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
 from ..files import check_file
-from ..modeling import check_fits, label_of, settings_of, sharing_weights
+from ..modeling import check_fits, label_of, settings_of
 from .commands.eval import WindowOptions
 from .console import (
     bos_of,
@@ -25,7 +25,7 @@ from .console import (
     write_json,
 )
 from .failures import reason_of
-from .masking import check_specs, chosen, put_into
+from .masking import check_specs, chosen, copies, put_into
 from .options import DataOptions, MaskOptions, OutputOption
 from .tables import Grid
 from .terminal import progress_bar, tables_beside
@@ -52,6 +52,8 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
         measured = side_by_side(
             models, windowed, text_bytes=n_bytes, on_progress=lambda tokens: bar.advance(bar.task_ids[0], tokens)
         )
+    if measured[0].error is not None and all(measurement.error for measurement in measured):
+        raise measured[0].error
     rows = [_row(*pair) for pair in zip(models, measured, strict=True)]
     title = f"{text.source}: {len(token_ids):,} tokens, context {windows.context}"
     _print(rows, title, tables_beside(output.output))
@@ -75,11 +77,9 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
 def _under_masks(loaded: PreTrainedModel, masks: MaskOptions) -> list[PreTrainedModel]:
     """The model under each mask, with one set of weights: what is wrong with the last one is known at once."""
     specs = chosen(loaded, masks, default="causal")
-    # With a single mask there is nothing to keep apart.
-    models = [loaded] if len(specs) == 1 else [sharing_weights(loaded) for _ in specs]
-    for patched, spec in zip(models, specs, strict=True):
-        put_into(patched, spec, masks)
-        refuse_lookahead(patched, "its perplexity")
+    models = [put_into(copy, spec, masks) for copy, spec in copies(loaded, specs)]
+    for model in models:
+        refuse_lookahead(model, "its perplexity")
     return models
 
 
@@ -93,9 +93,8 @@ def _row(model: PreTrainedModel, measured: Measurement) -> Row:
 
 def _print(rows: Sequence[Row], title: str, console: Console) -> None:
     done = [row for row in rows if "error" not in row]
-    if done:
-        console.print(_quality(done).table(title))
-        console.print(_positions(done).table("loss (nats) by position in the context"))
+    console.print(_quality(done).table(title))
+    console.print(_positions(done).table("loss (nats) by position in the context"))
     for row in rows:
         if "error" in row:
             console.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
-from ..modeling import layer_masks, patch_model
+from ..modeling import label_of
 from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
 from ..training import finetune as train
 from ..training.process_group import clean_exit
+from ..training.run_folder import RunFolder
 from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
-from .console import CARRIED, load_data, load_model, load_tokenizer
-from .options import DataOptions, MaskOptions
-from .terminal import errors, progress_bar
+from .console import check_vocabulary, load_data, load_model, load_tokenizer
+from .masking import check_specs, chosen, put_into, what_runs
+from .options import DataOptions, MaskOptions, at_least
+from .terminal import errors, progress_bar, warn
 
 
 @clean_exit()
@@ -38,25 +39,31 @@ def finetune(
 ) -> None:
     if len(masks.mask) > 1:
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
-    layers = masks.layers()
+    check_specs(masks)
+    at_least(1, eval_tokens=held_out.eval_tokens, shuffle_buffer=streaming.shuffle_buffer)
     processes = PartialState(cpu=on_cpu())
     settings.check(processes.num_processes)
+    if processes.is_main_process:
+        RunFolder(output).check_place(resume)
+    if settings.warmup_steps >= settings.steps:
+        warn(f"--steps {settings.steps} end before --warmup-steps {settings.warmup_steps} do; use fewer of these")
     tokenizer = load_tokenizer(model)
     train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
-    loaded, mask = _under_mask(model, masks.mask, layers, check=processes.is_main_process)
+    eval_ids = encode(eval_text, tokenizer, held_out.eval_tokens)[0]
+    loaded = _under_mask(model, masks, tokenizer, check=processes.is_main_process)
     description = {
         "model": model,
-        "mask": mask,
-        "layers": {str(layer): spec for layer, spec in layers.items()},
+        **what_runs(loaded),
         **texts,
         "eval_sha256": eval_text.sha256,
         "eval_tokens": held_out.eval_tokens,
     }
-    with progress_bar(f"fine-tuning under {mask}", settings.steps, visible=processes.is_main_process) as bar:
+    task, visible = f"fine-tuning under {label_of(loaded)}", processes.is_main_process
+    with progress_bar(task, settings.steps, visible=visible) as bar:
         result = train(
             loaded,
             train_ids,
-            encode(eval_text, tokenizer, held_out.eval_tokens)[0],
+            eval_ids,
             settings,
             output=output,
             resume=resume,
@@ -75,18 +82,14 @@ def finetune(
         )
 
 
-def _under_mask(
-    model: str, masks: Sequence[str], layers: dict[int, str], *, check: bool
-) -> tuple[PreTrainedModel, str]:
-    """The patched model, and what its mask is called."""
+def _under_mask(model: str, masks: MaskOptions, tokenizer: PreTrainedTokenizerBase, *, check: bool) -> PreTrainedModel:
     # What lies in pieces is for what one GPU has no room for. In bfloat16 AdamW's small steps would be rounded away.
     in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
     loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
-    # Without --mask a checkpoint keeps the one that it carries, with what that has learned.
-    mask = masks[0] if masks else CARRIED if layer_masks(loaded) else "causal"
-    # Once is enough, and under FSDP only the main process may have weights yet.
-    patch_model(loaded, None if mask == CARRIED else mask, layers=layers, check=check)
-    return loaded, mask
+    check_vocabulary(loaded, tokenizer)
+    (spec,) = chosen(loaded, masks, default="causal")
+    # Checked once, which is enough: under FSDP only the main process may have weights yet.
+    return put_into(loaded, spec, masks, check=check)
 
 
 def _texts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
 from .console import check_vocabulary, load_model, load_tokenizer
 from .masking import check_specs, chosen, put_into
-from .options import MaskOptions
+from .options import MaskOptions, at_least
 from .terminal import console, errors
 
 
@@ -40,10 +41,11 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
 
 
 def _check(options: GenerateOptions) -> None:
-    if options.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
-    if options.temperature < 0:
-        raise ValueError(f"--temperature must be at least 0, got {options.temperature}")
+    at_least(1, max_new_tokens=options.max_new_tokens)
+    if not 0 <= options.temperature < math.inf:
+        raise ValueError(f"--temperature must be at least 0 and finite, got {options.temperature}")
+    if not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"--seed must fit into 64 bits, got {options.seed}")
     if not 0 < options.top_p <= 1:
         raise ValueError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
 

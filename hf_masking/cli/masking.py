@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from ..masks import Mask
-from ..modeling import layer_masks, patch_model
+from ..modeling import layer_masks, patch_model, settings_of, sharing_weights
 from .options import MaskOptions
 
 
@@ -37,3 +40,16 @@ def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, ch
     """Patch the model with a mask, or with None check the one that it carries; return the model."""
     layers = None if spec is None else masks.layers()
     return patch_model(model, spec, layers=layers, replace_model_pattern=masks.replace_model_pattern, check=check)
+
+
+def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[PreTrainedModel, str | None]]:
+    """Return a model for each mask, all with one set of weights."""
+    # For a single one there is nothing to keep apart.
+    return [(model if len(specs) == 1 else sharing_weights(model), spec) for spec in specs]
+
+
+def what_runs(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the masks of a patched model as a run.json keeps them."""
+    runs = settings_of(model).to_json()
+    del runs["version"]
+    return runs

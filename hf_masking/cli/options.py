@@ -62,6 +62,13 @@ def _option(field: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def at_least(minimum: int, **values: int | None) -> None:
+    """Raise a ValueError that names the option for a value below ``minimum``."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """Which masks."""

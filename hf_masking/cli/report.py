@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Report:
     """What is known of some masks; the first one is what the others are compared with.
 
     pays_from: by mask, the length from which on it is faster than dense attention; None up to ``longest``.
+    runs: by mask, what its rows are called where that is not its spec: masks by layer, a window of the model's own.
     """
 
     title: str
@@ -30,6 +31,14 @@ class Report:
     summaries: Sequence[Summary]
     pays_from: dict[str, int | None]
     longest: int
+    runs: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, mask: Summary) -> str:
+        return self.runs.get(mask.mask, mask.mask)
+
+    @property
+    def measured(self) -> list[Summary]:
+        return [mask for mask in self.summaries if mask.trials]
 
     @property
     def parts(self) -> list[range]:
@@ -69,20 +78,26 @@ class Report:
         rows = []
         for mask in self.summaries:
             if mask.trials:
-                rows.append([mask.mask, *(cell(mask) for cell in columns.values())])
+                rows.append([self.name(mask), *(cell(mask) for cell in columns.values())])
             else:
-                rows.append([mask.mask, f"failed: {mask.error}", *[""] * (len(columns) - 1)])
+                rows.append([self.name(mask), "failed", *[""] * (len(columns) - 1)])
         return tables.Grid(("mask", *columns), rows)
+
+    def failures(self) -> list[str]:
+        """What stopped the masks of which a trial failed, a line for each."""
+        return [f"{self.name(mask)} failed: {mask.error}" for mask in self.summaries if mask.error]
 
     def write(self, folder: Path) -> None:
         """report.md, and the pictures speed.png, recovery.png and positions.png."""
-        tables.write_markdown(
-            folder / "report.md", self.title, self.quality().markdown(), self.details().markdown(), self.legend()
-        )
-        measured = [mask for mask in self.summaries if mask.trials]
-        tables.write_picture(folder / "speed.png", (8, 4), lambda axes: _draw_speed(axes, measured, self.title))
-        tables.write_picture(folder / "recovery.png", (8, 4), lambda axes: _draw_recovery(axes, measured, self.title))
-        tables.write_picture(folder / "positions.png", (8, 4), self._draw_positions)
+        grids = self.quality().markdown(), self.details().markdown()
+        tables.write_markdown(folder / "report.md", self.title, *grids, *self.failures(), self.legend())
+        tables.write_picture(folder / "speed.png", (8, 4), self._draw_speed)
+        tables.write_picture(folder / "recovery.png", (8, 4), self._draw_recovery)
+        if len(self.measured) > 1:
+            tables.write_picture(folder / "positions.png", (8, 4), self._draw_positions)
+        else:
+            # There is nothing to compare; a picture of an earlier comparison would be another's.
+            (folder / "positions.png").unlink(missing_ok=True)
 
     def legend(self) -> str:
         """How to read the tables."""
@@ -99,7 +114,7 @@ class Report:
 
     def _draw_positions(self, axes: Any) -> None:
         """How much loss a mask costs at each place of a context."""
-        first, *others = (mask for mask in self.summaries if mask.trials)
+        first, *others = self.measured
         width = max(1, self.context // _POINTS)
         places = [range(start, min(start + width, self.context)) for start in range(0, self.context, width)]
         for mask in others:
@@ -109,9 +124,37 @@ class Report:
                 for place, (mine, theirs) in zip(places, losses, strict=True)
                 if mine is not None and theirs is not None
             ]
-            axes.plot([place for place, _ in known], [loss for _, loss in known], "-", label=mask.mask)
-        axes.set(title=self.title, xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
+            axes.plot([place for place, _ in known], [loss for _, loss in known], "-", label=self.name(mask))
+        axes.set(title=tables.plain(self.title), xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
         axes.grid(alpha=0.3)
+
+    def _draw_speed(self, axes: Any) -> None:
+        """Perplexity after fine-tuning against training speed."""
+        for mask in self.measured:
+            figure = mask.finetuned
+            axes.errorbar(
+                mask.median("train_tokens_per_second"), figure.mean, yerr=figure.deviation, fmt="o", markersize=9,
+                label=self.name(mask),
+            )  # fmt: skip
+        axes.set(
+            title=tables.plain(self.title),
+            xlabel="tokens/s, training",
+            ylabel="perplexity, fine-tuned (lower is better)",
+        )
+        axes.margins(0.2)
+        _by_ratio(axes)
+
+    def _draw_recovery(self, axes: Any) -> None:
+        """Perplexity against steps of fine-tuning."""
+        for mask in self.measured:
+            points = mask.recovery
+            axes.errorbar(
+                list(points), [figure.mean for figure in points.values()],
+                yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4,
+                label=self.name(mask),
+            )  # fmt: skip
+        axes.set(title=tables.plain(self.title), xlabel="steps of fine-tuning", ylabel="perplexity")
+        _by_ratio(axes)
 
 
 def progress(trial: Trial, number: int, total: int) -> str:
@@ -121,31 +164,6 @@ def progress(trial: Trial, number: int, total: int) -> str:
     return (
         f"{head}: perplexity {trial.patched:.2f}, after fine-tuning {trial.finetuned:.2f} ({trial.seconds or 0:.0f} s)"
     )
-
-
-def _draw_speed(axes: Any, masks: Sequence[Summary], title: str) -> None:
-    """Perplexity after fine-tuning against training speed."""
-    for mask in masks:
-        figure = mask.finetuned
-        axes.errorbar(
-            mask.median("train_tokens_per_second"), figure.mean, yerr=figure.deviation, fmt="o", markersize=9,
-            label=mask.mask,
-        )  # fmt: skip
-    axes.set(title=title, xlabel="tokens/s, training", ylabel="perplexity, fine-tuned (lower is better)")
-    axes.margins(0.2)
-    _by_ratio(axes)
-
-
-def _draw_recovery(axes: Any, masks: Sequence[Summary], title: str) -> None:
-    """Perplexity against steps of fine-tuning."""
-    for mask in masks:
-        points = mask.recovery
-        axes.errorbar(
-            list(points), [figure.mean for figure in points.values()],
-            yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4, label=mask.mask,
-        )  # fmt: skip
-    axes.set(title=title, xlabel="steps of fine-tuning", ylabel="perplexity")
-    _by_ratio(axes)
 
 
 def _by_ratio(axes: Any) -> None:

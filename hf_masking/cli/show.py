@@ -10,15 +10,18 @@ from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
 from ..plan import Lengths, plan_of
 from .commands.show import RealisedOptions
 from .console import check_picture, say_written
+from .options import at_least
 from .realised import realised
 from .terminal import console, errors, signs
 
 WIDEST = 64  # positions that are drawn as text
+LONGEST = 2**20  # positions that are counted: some hundred bytes each
 
 
 def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
-    if length < 1:
-        raise ValueError(f"--length must be at least 1, got {length}")
+    at_least(1, length=length)
+    if length > LONGEST:
+        raise ValueError(f"--length must be at most {LONGEST:,}, got {length}")
     mask = Mask.parse(spec)
     if mask.is_adaptive and realisation.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")

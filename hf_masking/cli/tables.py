@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from ..files import written_aside
 from .console import say_written
-from .terminal import errors
+from .terminal import warn
 
 _WORDS = {"mask", "runs"}  # columns that are not numbers
 
@@ -59,22 +60,33 @@ def _line(cells: Sequence[str]) -> str:
 def write_markdown(path: Path, title: str, *parts: str) -> None:
     """A title, then tables or paragraphs."""
     with written_aside(path) as aside:
-        aside.write_text("\n\n".join([f"**{title}**", *parts]) + "\n")
+        aside.write_text("\n\n".join([f"**{title}**", *parts]) + "\n", encoding="utf-8")
     say_written(path)
 
 
+def plain(text: str) -> str:
+    """A text as matplotlib writes it, in which dollars stand for themselves."""
+    return text.replace("$", r"\$")
+
+
+def warn_of_no_pictures() -> None:
+    """Say before anything is measured that there will be no pictures, if matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        warn("no pictures will be drawn: they need matplotlib; pip install 'hf-masking[plot]'")
+
+
 def write_picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
-    """Hands axes to ``draw`` and writes the figure, with the names beside it; says so if matplotlib is missing."""
+    """Hands axes to ``draw`` and writes the figure, with the names beside it; does nothing without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        errors.print(f"no picture {path}: it needs matplotlib; pip install 'hf-masking[plot]'")
         return
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
     draw(axes)
     # Lines and points may lie on top of each other: names beside the axes stay readable.
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png")
     say_written(path)

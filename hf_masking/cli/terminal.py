@@ -43,6 +43,11 @@ def logged_once() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+def warn(message: str) -> None:
+    """Print a warning on standard error, as those of the library."""
+    logging.getLogger("hf_masking").warning("%s", message)
+
+
 class _Once(logging.Handler):
     """A model is patched several times by one command, and says the same of its mask each time."""
 

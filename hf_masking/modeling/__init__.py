@@ -6,6 +6,7 @@ from .label import label_of
 from .learned import is_learned, mask_penalties
 from .limits import check_fits, learned_positions, vocabulary_of
 from .modes import evaluating
+from .outline import outline
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import from_pretrained, load
 from .record import layer_masks, pretrained, settings_of
@@ -29,6 +30,7 @@ __all__ = [
     "learned_positions",
     "load",
     "mask_penalties",
+    "outline",
     "patch_model",
     "patched",
     "positions_of",

@@ -123,6 +123,7 @@ def _patch(
     check_backend(backend)
     base, before = pretrained(model), find_patch(model)
     wanted = _settings(base, mask, layers, replace_model_pattern)
+    _check_heads(wanted, base.config)
     if before is not None:
         _undo(model)
     try:
@@ -155,6 +156,16 @@ def _settings(
     if layers:
         raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
     return carried
+
+
+def _check_heads(wanted: Settings, config: PreTrainedConfig) -> None:
+    for layer, mask in enumerate(wanted.masks(settings.count_layers(config))):
+        n_heads = shape_of(config, layer).query_heads if len(mask.heads) > 1 else 1
+        if n_heads % len(mask.heads):
+            raise ValueError(
+                f"{mask} gives {len(mask.heads)} groups of heads, which do not divide the model's {n_heads} query "
+                "heads; give as many masks as divide them"
+            )
 
 
 def _apply(

@@ -71,8 +71,8 @@ class ClaimedFolder:
         with written_aside(self.description_path) as aside:
             aside.write_text(json.dumps({**description, _STARTED: started}, indent=2) + "\n")
 
-    def _check(self, description: dict[str, Any], resume: bool) -> None:
-        """Raise a ValueError unless the folder is free, or holds this very undertaking and is to be resumed."""
+    def check_place(self, resume: bool) -> None:
+        """Raise a ValueError unless the folder is free, or holds an undertaking and one is to be resumed."""
         if not self.description_path.exists():
             if self.path.is_file() or (self.path.is_dir() and any(map(_is_of_others, self.path.iterdir()))):
                 raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
@@ -82,6 +82,12 @@ class ClaimedFolder:
             raise ValueError(
                 f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
             )
+
+    def _check(self, description: dict[str, Any], resume: bool) -> None:
+        """Raise a ValueError unless the folder is free, or holds this very undertaking and is to be resumed."""
+        self.check_place(resume)
+        if not self.description_path.exists():
+            return
         read = read_json(self.description_path, "restore it, or give another --output to start anew")
         read.pop(_STARTED, None)
         held, wanted = _flat(read), _flat(json.loads(json.dumps(description)))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
-from ..modeling import is_learned, mask_penalties
+from ..modeling import check_fits, is_learned, mask_penalties
 from .checkpoints import Checkpoints
 from .data import IGNORED, Contexts, Shuffled, Source
 from .engine import by_main, gathered, number, part_of_step, precision, prepare, start
@@ -87,6 +87,9 @@ def finetune(
     accelerator = start(settings, log_with=checked_trackers(trackers), project_dir=output)
     refuse_lookahead(model, "training on the next token")
     source = _source(train_ids, settings)
+    check_fits(model, eval_ids, settings.context)
+    if isinstance(train_ids, Tensor):
+        check_fits(model, train_ids, settings.context)
     if len(eval_ids) <= settings.context:
         raise ValueError(
             f"the held-out text has {len(eval_ids)} tokens, and one context of {settings.context} needs "

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..evaluation import Text, encode
 from ..files import written_aside
+from ..modeling import outline
 from .loop import finetune
 from .settings import TrainingSettings
 
@@ -78,16 +79,8 @@ def small_model(
     settings = recipe.settings
     tokenizer = _tokenizer(train, recipe.vocabulary, cache_folder() / f"{run.name}-tokenizer.json")
     torch.manual_seed(settings.seed)
-    config = LlamaConfig(
-        **recipe.shape,
-        vocab_size=recipe.vocabulary,
-        max_position_embeddings=4 * settings.context,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     finetune(
-        AutoModelForCausalLM.from_config(config),
+        AutoModelForCausalLM.from_config(_config(recipe, tokenizer.eos_token_id)),
         encode(train, tokenizer, recipe.train_tokens)[0],
         encode(held_out, tokenizer, recipe.eval_tokens)[0],
         settings,
@@ -98,6 +91,22 @@ def small_model(
     )
     finished.touch()
     return run / "best"
+
+
+def small_outline(recipe: Recipe = SMALL) -> PreTrainedModel:
+    """The model without its weights, before it is trained."""
+    return outline(_config(recipe, None))
+
+
+def _config(recipe: Recipe, eos_token_id: int | None) -> LlamaConfig:
+    return LlamaConfig(
+        **recipe.shape,
+        vocab_size=recipe.vocabulary,
+        max_position_embeddings=4 * recipe.settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=eos_token_id,
+    )
 
 
 def _fingerprint(recipe: Recipe, train: Text, held_out: Text) -> str:

@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_masking
 from hf_masking import from_pretrained, patch_model, perplexity
+from hf_masking.cli import compare
 from hf_masking.cli.app import COMMANDS, EXAMPLES
 from hf_masking.evaluation import generation
+from hf_masking.training import comparison
+from hf_masking.training.comparison import Trial
 
 from ..processes import ACCELERATE, launch
 from .conftest import TEXT
@@ -188,20 +191,44 @@ def test_two_processes_train_like_one(run, model_folder, text_file, tmp_path):
     assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
 
 
-def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
+def with_a_mask_that_is_killed(experiment, trials, tell):
+    for mask, seed in trials:
+        if mask == "window:9":
+            yield Trial(mask, seed, error="its process was killed")
+        else:
+            yield from comparison.compare(experiment, [(mask, seed)], tell)
+
+
+def test_compare_one_mask(run, model_folder, text_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    code, out, err = run(
+        "compare", model_folder, "--data", text_file, "--mask", "window:4|sinks:1", "--layer", "1=causal", "--context",
+        "16", "--steps", "2", "--batch-size", "2", "--eval-tokens", "65", "--longest", "0",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Warning" not in err
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"speed.png", "recovery.png"}
+    assert "layer 1:" in out
+    assert "| `window:4\\|sinks:1; layer 1: causal` |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "compare_masks", with_a_mask_that_is_killed)
     output, own = tmp_path / "out" / "report", shutil.copytree(model_folder, tmp_path / "own")
     arguments = [
-        "compare", own, "--data", text_file, "--mask", "causal", "--mask", "block_causal:4", "--context", "16",
+        "compare", own, "--data", text_file, "--mask", "causal", "--mask", "window:9", "--context", "16",
         "--steps", "4", "--eval-every", "2", "--batch-size", "2", "--eval-tokens", "129", "--longest", "256",
         "--output", output,
     ]  # fmt: skip
     code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--seeds", "2")
     report = json.loads((output / "report.json").read_text())
-    causal, lookahead, window = report["trials"][:3]
+    causal, killed, window = report["trials"][:3]
     assert code == 1
     assert [trial["seed"] for trial in report["trials"]] == [0, 0, 0, 1, 1, 1]
-    assert "block_causal:4 looks 3 tokens ahead" in lookahead["error"]
-    assert "failed" in out
+    assert killed["error"] == "its process was killed"
+    # Below the tables: a row has no room for it.
+    assert "\nwindow:9 failed: its process was killed\n" in out
     for trial in (causal, window):
         assert trial["error"] is None
         assert trial["peak_memory_bytes"] > 50 * 2**20
@@ -212,10 +239,11 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path):
         assert len(trial["by_position"]) == 16
     assert causal["density"] == 1
     assert window["density"] < 0.6
-    assert set(report["pays_from"]) == {"causal", "block_causal:4", "window:4|sinks:1"}
+    assert set(report["pays_from"]) == {"causal", "window:9", "window:4|sinks:1"}
     markdown = (output / "report.md").read_text()
     assert "| `window:4\\|sinks:1` |" in markdown
     assert "over 2 seeds" in markdown
+    assert "\n\nwindow:9 failed: its process was killed\n\n" in markdown
     for name in ("speed", "recovery", "positions"):
         assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "1/6 causal, seed 0: perplexity" in err
@@ -304,10 +332,10 @@ def wrong(message, *arguments, code=2):
         wrong("depends on the content; say in which model", "show", "relevance"),
         wrong("--layer must be from 0 to 1, or -1 for the last", "show", "relevance", "--model", "MODEL", "--layer", 2),
         wrong("--head must be from 0 to 1, got 2", "show", "relevance", "--model", "MODEL", "--head", "2"),
-        wrong("--mask is missing, and the model carries none; say one", "check", "MODEL"),
+        wrong("--mask is missing, and the model carries none; name one", "check", "MODEL"),
         wrong("unknown mask 'windw'", "check", "MODEL", "--mask", "windw:3"),
         wrong("--new-tokens must be at least 1", "check", "MODEL", "--mask", "causal", "--new-tokens", "0"),
-        wrong("prompts of [1] tokens, expected 2", "check", "MODEL", "--mask", "causal", "--length", "1"),
+        wrong("--length must be at least 2, got 1", "check", "MODEL", "--mask", "causal", "--length", "1"),
         wrong("is a folder; name a file", "check", "MODEL", "--mask", "causal", "--output", "FOLDER"),
         wrong("--mask is given 2 times", "generate", "MODEL", "--mask", "causal", "--mask", "causal"),
         wrong("--mask is missing, and", "generate", "MODEL", "--prompt", "a"),
@@ -323,7 +351,9 @@ def wrong(message, *arguments, code=2):
               "prefix|causal"),
         wrong("'prefix' needs to be told where its tokens are", "show", "prefix|causal"),
         wrong("--preset must be one of readme, got 'fast'", "bench", "--preset", "fast"),
-        wrong("causal: the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
+        wrong("--preset readme has its own --length", "bench", "--preset", "readme", "--length", "64"),
+        wrong("--length must be at most 1,048,576", "show", "causal", "--length", "10000000000"),
+        wrong("the text has", "compare", "MODEL", "--mask", "causal", "--data", "TEXT", "--context", "9999"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_code_2(

@@ -460,3 +460,10 @@ def test_large_document_ids_stay_apart():
 def test_a_model_that_is_too_short_for_the_checks():
     with pytest.raises(ValueError, match="the checks need 12 positions and the model has 8; patch with check=False"):
         patch_model(build("gpt2", max_position_embeddings=8), MASK)
+
+
+def test_masks_by_head_that_do_not_divide_the_heads_are_refused_at_once():
+    model = build("llama")
+    with pytest.raises(ValueError, match="gives 3 groups of heads, which do not divide the model's 4 query heads"):
+        patch_model(model, "causal", layers={1: "heads[causal; window:2; window:3]"}, check=False)
+    assert not layer_masks(model)

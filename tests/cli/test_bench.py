@@ -1,0 +1,37 @@
+"""`hf-masking bench`: rows that fail, and pictures that cannot be drawn."""
+
+import importlib.util
+
+import pytest
+
+from hf_masking.cli import bench_report, tables
+from hf_masking.evaluation.benchmark import Row
+
+
+def test_failures_stand_below_the_table():
+    row = Row(64, "causal", "flex", 10, error="no compiler")
+    (cells,) = bench_report.grid([row]).rows
+    assert "failed" in cells and "no compiler" not in " ".join(cells)
+    assert bench_report.failures([row]) == ["causal by flex, 64 tokens, failed: no compiler"]
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_missing_pictures_are_announced(present, caplog, monkeypatch, tmp_path):
+    found = importlib.util.find_spec("matplotlib") if present else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    tables.warn_of_no_pictures()
+    assert [record.message for record in caplog.records] == [
+        "no pictures will be drawn: they need matplotlib; pip install 'hf-masking[plot]'"
+    ] * (not present)
+
+
+def test_a_picture_is_refused_before_anything_without_matplotlib(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, out, err = run("show", "causal", "--png", tmp_path / "a.png")
+    assert (code, out) == (2, "")
+    assert err == "error: --png needs matplotlib; pip install 'hf-masking[plot]'\n"
+
+
+def test_dollars_in_a_title_are_no_formula(tmp_path):
+    tables.write_picture(tmp_path / "a.png", (2, 2), lambda axes: axes.set_title(tables.plain("a$b$")) and axes.plot(0))
+    assert (tmp_path / "a.png").exists()

@@ -1,0 +1,28 @@
+"""Processes of one's own."""
+
+import logging
+import os
+
+import pytest
+
+from hf_masking.evaluation import in_own_process
+
+
+def log_and(end):
+    logging.getLogger("hf_masking").warning("from %s", "afar")
+    if end == "die":
+        os._exit(9)
+    if end == "fail":
+        raise ValueError("failed")
+    return end
+
+
+@pytest.mark.parametrize("end", ["live", "fail", "die"])
+def test_what_is_logged_there_is_logged_here(end, caplog, capfd):
+    if end == "live":
+        assert in_own_process(log_and, end) == end
+    else:
+        with pytest.raises(Exception, match=r"failed|abruptly"):
+            in_own_process(log_and, end)
+    assert [record.getMessage() for record in caplog.records if record.name == "hf_masking"] == ["from afar"]
+    assert not capfd.readouterr().err
