@@ -46,7 +46,9 @@ def attend(
     positions = documents.query_positions.long()[:, None]
     queries = query.unflatten(1, (key_heads, -1))
     blocks = leaf.choose(queries, summaries, positions)
-    chosen = (blocks[..., None] * leaf.block + torch.arange(leaf.block, device=key.device)).flatten(-3)
+    # A block that is longer than all that is cached is not complete, so it is not chosen.
+    within = torch.arange(min(leaf.block, count), device=key.device)
+    chosen = (blocks[..., None] * leaf.block + within).flatten(-3)
     seen = chosen >= 0
     if graded.full is not None or graded.domain != Causal():
         seen = seen & graded.rest.allows(positions, chosen)

@@ -72,7 +72,7 @@ class BlockSummaries:
 
     def _with_room(self, keys: Tensor, blocks: int) -> Tensor:
         if self.states is None or self.states.shape[2] < blocks or self._is_closed(self.states):
-            one = self.leaf.summaries(keys[:1, :1, :1].detach().expand(-1, -1, self.leaf.block, -1))
+            one = self.leaf.summaries(keys[:1, :1, :0].detach())  # of no block, for its size and dtype
             room = one.new_zeros(*keys.shape[:2], blocks + blocks // 4 + 1, one.shape[-1])
             if self.states is not None:
                 room[:, :, : self.states.shape[2]] = self.states[:, :, : room.shape[2]]

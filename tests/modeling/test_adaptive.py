@@ -21,6 +21,7 @@ from hf_masking import (
 from hf_masking.evaluation import check_generation
 from hf_masking.modeling import batch, cache, is_learned
 
+from ..attention.test_blockwise import LargestTensor
 from .families import CONFIGS, build
 
 SPECS = {
@@ -55,6 +56,16 @@ def learn(model, seed=0):
 
 def model_of(family, spec, **changes):
     return learn(patch_model(build(family, **changes), spec, check=False))
+
+
+@pytest.mark.parametrize("score", ["mean", "minmax"])
+@pytest.mark.parametrize("block", [10**6, 2**31 - 1])
+def test_blocks_that_are_longer_than_the_text_cost_the_text(block, score):
+    with LargestTensor() as largest:
+        model = patch_model(build("llama"), f"top_blocks:block={block},k=8,score={score}")
+        text = model.generate(tokens(1, 12), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert largest.elements < 100_000
+    assert torch.equal(text, patch_model(model, "causal").generate(tokens(1, 12), max_new_tokens=3, eos_token_id=None))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
