@@ -28,7 +28,7 @@ class Relevance(AdaptiveMask):
     of content-based masking taken literally; no paper.
 
     Parameters:
-        rank: numbers that are learned of each token.
+        rank: numbers that are learned of each token; at most the hidden size of the model.
         threshold: in evaluation a weight below this is 0.
     """
 
@@ -105,6 +105,10 @@ def _own_tiles(queries: int, keys: int, device: torch.device) -> Tensor:
 class _Relevance(nn.Module):
     def __init__(self, mask: Relevance, shape: LayerShape) -> None:
         super().__init__()
+        if mask.rank > shape.hidden_size:
+            raise ValueError(
+                f"relevance: `rank` must be at most {shape.hidden_size}, the hidden size of the model, got {mask.rank}"
+            )
         self.heads, self.group, self.rank = shape.key_heads, shape.query_heads // shape.key_heads, mask.rank
         # As in low-rank adapters one of the two starts with 0, so that their product does.
         self.query = nn.Parameter(torch.randn(self.heads * self.rank, shape.hidden_size) * shape.hidden_size**-0.5)

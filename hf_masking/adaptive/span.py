@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..masks import FOREVER, Mask, SlidingWindow
+from ..masks import Mask, SlidingWindow
 from .adaptive_mask import AdaptiveMask, Features, LayerShape, at_least_float32
 
 # Lengths are rounded to this many keys where a plan is made: while they are learned, few plans are enough.
 GRAIN = 32
+# Spans are learned in float32, which tells positions below this number apart.
+LONGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class AdaptiveSpan(AdaptiveMask):
     name: ClassVar[str] = "span"
 
     def __post_init__(self) -> None:
-        self._require_int("max", 1)
-        self._require_int("ramp", 1, FOREVER - self.max)
+        self._require_int("max", 1, LONGEST)
+        self._require_int("ramp", 1, LONGEST)
         if isinstance(self.dynamic, str):
             object.__setattr__(self, "dynamic", {"true": True, "false": False}.get(self.dynamic, self.dynamic))
         self._require("dynamic", isinstance(self.dynamic, bool), "true or false")

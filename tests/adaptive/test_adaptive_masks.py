@@ -13,6 +13,7 @@ from hf_masking.adaptive import ADAPTIVE, Features, LayerShape, relevance
 from hf_masking.adaptive.adaptive_mask import TILE
 from hf_masking.masks import FOREVER, Causal, SlidingWindow
 
+from ..attention.test_blockwise import LargestTensor
 from . import oracle
 
 SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2, head_size=3)
@@ -55,6 +56,8 @@ def test_thresholds_round_trip(threshold):
     [
         ("span", "missing a required argument: 'max'"),
         ("span:max=0", "`max` must be an integer from 1"),
+        ("span:max=2147483646,ramp=1", "`max` must be an integer from 1 to 16777216, got 2147483646"),
+        ("span:max=1,ramp=2147483646", "`ramp` must be an integer from 1 to 16777216, got 2147483646"),
         ("span:max=8,ramp=0", "`ramp` must be an integer from 1"),
         ("span:max=8,dynamic=maybe", "`dynamic` must be true or false, got 'maybe'"),
         ("top_blocks:block=8", "missing a required argument: 'k'"),
@@ -72,6 +75,15 @@ def test_thresholds_round_trip(threshold):
 def test_what_cannot_be_is_refused_in_words(spec, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(").replace("?", r"\?")):
         Mask.parse(spec)
+
+
+@pytest.mark.parametrize("rank", [13, 2**31 - 1])
+def test_a_rank_above_the_hidden_size_is_refused_before_anything_is_allocated(rank):
+    assert Relevance(12).module(SHAPE).query.shape == (24, 12)
+    message = f"`rank` must be at most 12, the hidden size of the model, got {rank}"
+    with LargestTensor() as largest, pytest.raises(ValueError, match=message):
+        Relevance(rank).module(SHAPE)
+    assert largest.elements == 0
 
 
 @pytest.mark.parametrize("spec", ["span:max=8", "top_blocks:block=4,k=2|sinks:1", "relevance&window:8"])
