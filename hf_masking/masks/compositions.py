@@ -57,11 +57,9 @@ class _Composition(Mask):
         return any(operand.is_adaptive for operand in self.operands)
 
     def graded(self) -> Graded:
-        if not self.is_adaptive:
-            return Graded(full=self)
-        return functools.reduce(self._grade, (operand.graded() for operand in self.operands))
+        return self._graded() if self.is_adaptive else Graded(full=self)
 
-    def _grade(self, left: Graded, right: Graded) -> Graded:
+    def _graded(self) -> Graded:
         raise NotImplementedError
 
     @property
@@ -119,6 +117,16 @@ class _Members(_Composition):
     @property
     def operands(self) -> tuple[Mask, ...]:
         return self.members
+
+    def _graded(self) -> Graded:
+        parts = [member.graded() for member in self.members if member.is_adaptive]
+        # All static members at once: taken one by one, each would copy what the ones before have come to.
+        if static := [member for member in self.members if not member.is_adaptive]:
+            parts.append(Graded(full=self._of_operands(tuple(static)) if len(static) > 1 else static[0]))
+        return functools.reduce(self._grade, parts)
+
+    def _grade(self, left: Graded, right: Graded) -> Graded:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -211,8 +219,8 @@ class Difference(_Composition):
     def operands(self) -> tuple[Mask, ...]:
         return self.left, self.right
 
-    def _grade(self, left: Graded, right: Graded) -> Graded:
-        return left - right
+    def _graded(self) -> Graded:
+        return self.left.graded() - self.right.graded()
 
     def _pieces(self, q: Tensor) -> list[Intervals]:
         return intervals.subtract(self.left.intervals(q), self.right.intervals(q), self.right)

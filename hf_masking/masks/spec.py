@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .progression import FOREVER
 from .registry import KNOWN
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
+MAX_LENGTH = 10_000  # characters of a spec: one comes from anywhere, and must not cost minutes to read
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
 
@@ -43,6 +45,11 @@ def parse(spec: str) -> Mask:
     """The mask that a spec stands for; raises MaskSyntaxError."""
     if not isinstance(spec, str):
         raise ValueError(f"a mask is a Mask or a spec such as 'window:256|sinks:4', got {spec!r}")
+    if len(spec) > MAX_LENGTH:
+        raise MaskSyntaxError(
+            f"a spec may have {MAX_LENGTH:,} characters, got {len(spec):,}: {reprlib.repr(spec)}; build such a mask in "
+            "Python, with the operators |, & and -"
+        )
     return _parse(spec)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..masks import Mask
+from ..masks.spec import MAX_LENGTH
 
 KEY = "hf_masking"  # the attribute of a config, and the key in config.json
 VERSION = 1
-MAX_SPEC = 10_000  # characters: a config comes from anywhere, and must not cost minutes to read
 _FIELDS = ("version", "mask", "layers", "replace_model_pattern")
 
 
@@ -89,9 +89,9 @@ class Settings:
 
 def _saved(mask: Mask) -> str:
     spec = str(mask)
-    if len(spec) > MAX_SPEC:
+    if len(spec) > MAX_LENGTH:
         raise ValueError(
-            f"a mask of {len(spec)} characters cannot be saved with a model, whose config.json takes {MAX_SPEC}: "
+            f"a mask of {len(spec)} characters cannot be saved with a model, whose config.json takes {MAX_LENGTH}: "
             f"{reprlib.repr(spec)}; use a shorter one ('spans' with span_ids= marks any number of spans)"
         )
     return spec
@@ -106,9 +106,9 @@ def _index(name: Any, n_layers: int) -> int:
 
 
 def _spec(field_name: str, spec: Any) -> Mask:
-    if not isinstance(spec, str) or len(spec) > MAX_SPEC:
+    if not isinstance(spec, str) or len(spec) > MAX_LENGTH:
         got = f"one of {len(spec)}" if isinstance(spec, str) else spec
-        raise _wrong(field_name, f"a spec such as 'window:256|sinks:4' of at most {MAX_SPEC} characters", got)
+        raise _wrong(field_name, f"a spec such as 'window:256|sinks:4' of at most {MAX_LENGTH} characters", got)
     try:
         return Mask.parse(spec)
     except ValueError as error:

@@ -6,7 +6,9 @@ import random
 import pytest
 from hypothesis import given, settings
 
+from hf_masking.adaptive import AdaptiveSpan
 from hf_masking.masks import Difference, Mask, MaskSyntaxError, Offsets, Sinks, SlidingWindow, Union
+from hf_masking.masks.compositions import _Members
 
 from .strategies import expressions
 
@@ -104,6 +106,32 @@ def test_errors_can_cross_a_process():
 def test_a_spec_must_be_a_text():
     with pytest.raises(ValueError, match="a mask is a Mask or a spec"):
         Mask.parse(3)
+
+
+@pytest.mark.parametrize("spec", ["(" * 10**6, "|".join(["causal"] * 50_000), "window:" + "9" * 20_000])
+def test_a_spec_that_is_too_long_is_not_read(spec, monkeypatch):
+    monkeypatch.setattr("hf_masking.masks.spec._tokens", None)
+    with pytest.raises(MaskSyntaxError, match=f"a spec may have 10,000 characters, got {len(spec):,}: '") as error:
+        Mask.parse(spec)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("operator", ["|", "&"])
+@pytest.mark.parametrize("place", [0, 600, -1])
+def test_a_chain_is_read_in_linear_time(operator, place, monkeypatch):
+    """A composition copies its members, so what all of them had in sum is what it cost."""
+    copied, count = [], _Members.__post_init__
+
+    def counting(self):
+        count(self)
+        copied.append(len(self.members))
+
+    monkeypatch.setattr(_Members, "__post_init__", counting)
+    terms = ["sinks:1"] * 1000
+    terms[place] = str(AdaptiveSpan(9))
+    mask = Mask.parse(operator.join(terms))
+    mask.graded()
+    assert sum(copied) < 10 * len(terms)
 
 
 def test_random_strings_raise_nothing_but_the_parsers_error():
