@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from hf_masking import effective_mask, patch_model
 from hf_masking.files import written_aside
 from hf_masking.masks import Causal, Mask, Tile
-from hf_masking.masks.picture import count_pairs, keys_kept
+from hf_masking.masks.counting import count_pairs, keys_kept
 from hf_masking.plan import Lengths, plan_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "masks.md"

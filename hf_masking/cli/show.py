@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..files import written_aside
 from ..masks import Causal, Mask
-from ..masks.picture import count_pairs, draw_png, draw_text, keys_kept
+from ..masks.counting import count_pairs, keys_kept
+from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
 from .commands.show import RealisedOptions
 from .console import check_picture, say_written

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import automatic, masked_attention
 from ..masks import Causal, Mask
-from ..masks.picture import count_pairs
+from ..masks.counting import count_pairs
 from ..plan import Documents, Lengths, plan_of
 from .memory import peak_memory
 from .process import in_own_process

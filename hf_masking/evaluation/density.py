@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..masks.picture import density
+from ..masks.counting import density
 from ..modeling import effective_mask, evaluating, layer_masks
 
 MOST_TOKENS = 1024  # all pairs of these are looked at

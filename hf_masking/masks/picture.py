@@ -1,17 +1,13 @@
-"""What a mask looks like and how much it allows."""
+"""What a mask looks like."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .intervals import EVERY_KEY, Intervals
 from .mask import Mask
-
-_CHUNK = 2**22  # pairs looked at in one go
 
 
 def draw_text(mask: Mask, length: int, *, allowed: str = "■", excluded: str = "·") -> str:
@@ -60,33 +56,3 @@ def _figure(panels: int) -> tuple[Any, Any]:
         raise ValueError("a picture needs matplotlib; pip install 'hf-masking[plot]'") from None
     figure = Figure(figsize=(4 * panels, 4.3), dpi=150, layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
-
-
-def count_pairs(mask: Mask, length: int) -> int:
-    """How many pairs the mask allows over ``length`` positions; O(length), but for sets that do not nest."""
-    q = torch.arange(length)
-    pieces = [piece.clipped(0, length) for piece in mask.intervals(q)]
-    if not any(piece.guards for piece in pieces):
-        return sum(_count(piece, q) for piece in pieces)
-    rows = max(1, _CHUNK // length)
-    return sum(int(mask.allows(chunk[:, None], q[None, :]).sum()) for chunk in q.split(rows))
-
-
-def density(mask: Mask, length: int) -> float:
-    """The allowed pairs as a share of the causal ones; of masks that differ by head, the mean."""
-    return sum(count_pairs(member, length) for member in mask.heads) / len(mask.heads) / (length * (length + 1) / 2)
-
-
-def _count(piece: Intervals, q: Tensor) -> int:
-    first, stop = piece.first, torch.maximum(piece.first, piece.stop)
-    if piece.lattice.keys != EVERY_KEY:
-        return int(piece.lattice.keys.count(first, stop).sum())
-    stride = piece.lattice.stride
-    return int(((q - first) // stride - (q - stop) // stride).sum())
-
-
-def keys_kept(mask: Mask, length: int) -> int:
-    """How many of the first ``length`` keys some query at position ``length`` or later may still read."""
-    if any(leaf.selects for leaf in mask.graded().leaves):
-        return length  # every block is scored, also where an intersection then leaves it out
-    return int((mask.last_reader(torch.arange(length)) >= length).sum())

@@ -24,7 +24,7 @@ from tuning import tuned
 
 from hf_masking import patch_model
 from hf_masking.masks import Mask
-from hf_masking.masks.picture import density
+from hf_masking.masks.counting import density
 from hf_masking.training import TrainingSettings
 
 CONTEXT, STEPS, SEEDS = 512, 60, 5

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
 from hf_masking import patch_model
 from hf_masking.evaluation import in_own_process, peak_memory
 from hf_masking.masks import Mask
-from hf_masking.masks.picture import density
+from hf_masking.masks.counting import density
 
 LEARNT, LONG, STEPS, BATCH, ASKED = 512, 131_072, 400, 16, 64
 FILLER, VALUES = 64, 8

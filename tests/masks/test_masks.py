@@ -3,14 +3,16 @@
 import copy
 import pickle
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_masking.masks import FOREVER, PATTERNS, Mask, Offsets, SlidingWindow, Tile
-from hf_masking.masks.picture import count_pairs, draw_text, keys_kept
+from hf_masking.masks import FOREVER, PATTERNS, Mask, Offsets, SlidingWindow, Tile, counting
+from hf_masking.masks.counting import count_pairs, keys_kept
+from hf_masking.masks.picture import draw_text
 
 from .oracle import allowed, matrix
 from .strategies import expressions, patterns
@@ -139,11 +141,38 @@ def test_the_compositions_that_people_use_need_no_guard(spec):
     assert all(not piece.guards for piece in Mask.parse(spec).intervals(torch.arange(ROWS)))
 
 
-@given(expressions)
+@pytest.mark.parametrize("most_meetings", [2048, 0])
+@given(mask=expressions)
 @settings(max_examples=300)
-def test_counts_equal_brute_force(mask):
-    assert count_pairs(mask, COLUMNS) == brute_force(mask, COLUMNS, COLUMNS).sum()
+def test_counts_equal_brute_force(most_meetings, mask):
+    with patch.object(counting, "_MOST_MEETINGS", most_meetings):
+        assert count_pairs(mask, COLUMNS) == brute_force(mask, COLUMNS, COLUMNS).sum()
     assert keys_kept(mask, 11) >= matrix(mask, range(11, HORIZON), range(11)).any(0).sum()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "strided:3|strided:5",
+        "causal-strided:64",
+        "causal-(strided:3|strided:5|strided:7)-sinks:4",
+        "strided:9|summary:64,8|summary:50,3",
+        "strided:7-summary:50,3-block_local:500",
+        "heads[strided:2000000000|strided:1999999999|strided:3; causal]",
+    ],
+)
+def test_lattices_that_do_not_nest_are_counted_without_looking_at_pairs(spec, monkeypatch):
+    mask, length = Mask.parse(spec), 1000
+    expected = [int(member.dense(length).sum()) for member in mask.heads]
+    monkeypatch.setattr(counting, "_all_pairs", None)
+    assert [count_pairs(member, length) for member in mask.heads] == expected
+
+
+def test_a_long_text_is_counted_by_formula(monkeypatch):
+    monkeypatch.setattr(counting, "_all_pairs", None)
+    length = 131_072
+    expected = sum(length - distance for distance in range(length) if distance % 3 == 0 or distance % 5 == 0)
+    assert count_pairs(Mask.parse("strided:3|strided:5"), length) == expected
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_masking import patch_model
 from hf_masking.masks import Mask, MaskSyntaxError, PerHead
-from hf_masking.masks.picture import count_pairs
+from hf_masking.masks.counting import count_pairs
 from hf_masking.modeling import effective_mask
 from hf_masking.plan import Documents, Lengths, plan_of
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_masking.masks import Mask, Tile
-from hf_masking.masks.picture import count_pairs
+from hf_masking.masks.counting import count_pairs
 from hf_masking.plan import Blocks, Diagonals, Documents, Lengths, Segment, is_causal, plan_of
 from hf_masking.plan.tiles import tiles_of_batch
 
