@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
-from ..modeling import load, outline, vocabulary_of
+from ..modeling import base_model_of, load, outline, vocabulary_of
 from ..streams import is_stdout, is_stream
 from .options import DataOptions
 from .terminal import errors
@@ -44,12 +44,32 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
 
 
 def load_outline(name: str) -> PreTrainedModel:
-    """The model without its weights."""
+    """The model without its weights; a ValueError for an adapter."""
+    refuse_adapter(name)
     return _load(lambda name: outline(AutoConfig.from_pretrained(name)), name, "model")
 
 
+def refuse_adapter(name: str) -> None:
+    """Raise a ValueError for an adapter, where whole models are trained."""
+    if base_model_of(name) is not None:
+        raise ValueError(
+            f"{name} is an adapter, and whole models are trained here; merge it: hf_masking.from_pretrained({name!r})"
+            ".merge_and_unload().save_pretrained(FOLDER)"
+        )
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+    return _load(_tokenizer, name, "tokenizer")
+
+
+def _tokenizer(name: str) -> Any:
+    """That of an adapter which was saved without one is its base model's."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception:
+        if (base := base_model_of(name)) is None:
+            raise
+    return AutoTokenizer.from_pretrained(base)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,7 +19,7 @@ from ..training import finetune as train
 from ..training.process_group import clean_exit
 from ..training.run_folder import RunFolder
 from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
-from .console import check_vocabulary, load_data, load_model, load_tokenizer
+from .console import check_vocabulary, load_data, load_model, load_tokenizer, refuse_adapter
 from .masking import check_specs, chosen, put_into, what_runs
 from .options import DataOptions, MaskOptions, at_least
 from .terminal import errors, progress_bar, warn
@@ -47,6 +47,7 @@ def finetune(
         RunFolder(output).check_place(resume)
     if settings.warmup_steps >= settings.steps:
         warn(f"--steps {settings.steps} end before --warmup-steps {settings.warmup_steps} do; use fewer of these")
+    refuse_adapter(model)
     tokenizer = load_tokenizer(model)
     train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
     eval_ids = encode(eval_text, tokenizer, held_out.eval_tokens)[0]

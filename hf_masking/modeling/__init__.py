@@ -8,7 +8,7 @@ from .limits import check_fits, learned_positions, vocabulary_of
 from .modes import evaluating
 from .outline import outline
 from .patch import patch_model, patched, unpatch_model
-from .pretrained import from_pretrained, load
+from .pretrained import base_model_of, from_pretrained, load
 from .record import layer_masks, pretrained, settings_of
 from .shape import positions_of, shape_of
 from .sharing import sharing_weights
@@ -18,6 +18,7 @@ __all__ = [
     "TOLERANCES",
     "CheckReport",
     "CheckRow",
+    "base_model_of",
     "check_fits",
     "check_model",
     "effective_mask",

@@ -18,7 +18,7 @@ from ..adaptive import AdaptiveMask
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
 from ..masks import Causal, Mask
-from . import attention, hooks, learned, settings
+from . import adapter_configs, attention, hooks, learned, settings
 from .attention import LayerMask
 from .check import check_model
 from .own_window import OwnWindow
@@ -179,6 +179,8 @@ def _apply(
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
     settings.write(base.config, wanted)
     _attach(model, patch, {} if before is None else before.learned)
+    adapter_configs.give(model, patch)
+    patch.hooks += adapter_configs.follow(base)
     masks = wanted.masks(settings.count_layers(base.config))
     lookahead = max(mask.bind(()).lookahead for mask in masks)
     enter = functools.partial(hooks.enter, lookahead=lookahead, asks=Asks.of(masks))
@@ -195,6 +197,7 @@ def _undo(model: nn.Module) -> None:
             continue
         for hook in patch.hooks:
             hook.remove()
+        adapter_configs.take_back(patch)
         for module, config in patch.configs:
             module.config = config
         for module in owner.modules():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +22,7 @@ class Patch:
     """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
 
     learned: for each layer the modules of its mask, by leaf, where that looks at the content.
+    adapters: the configs of PEFT's adapters, which are saved with the mask.
     """
 
     settings: Settings
@@ -28,6 +30,7 @@ class Patch:
     configs: list[tuple[nn.Module, PreTrainedConfig]]
     hooks: list[RemovableHandle]
     learned: dict[int, dict[AdaptiveMask, nn.Module]]
+    adapters: list[Any] = field(default_factory=list)
 
 
 def find_patch(model: nn.Module) -> Patch | None:

@@ -1,10 +1,17 @@
 """What the commands make of a checkpoint: whole, or a message."""
 
+import json
 import shutil
+import warnings
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_masking import from_pretrained, patch_model, perplexity
+
+MASK = "window:4|sinks:1"
 NEEDED = "model.layers.1.self_attn.o_proj.weight"
 
 
@@ -22,3 +29,52 @@ def test_missing_weights_are_named(run, model_folder, text_file, tmp_path, comma
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("error: ") and f"lacks weights of LlamaForCausalLM, which would be random: {NEEDED}" in line
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "../x y"])
+def test_a_name_that_is_nothing(run, tmp_path, name):
+    code, _, err = run("finetune", name, "--output", tmp_path / "out", "--data", "stdlib")
+    assert code == 2
+    assert err.startswith(
+        f"error: no tokenizer can be loaded from '{name}' (neither a folder here nor reachable on the hub"
+    )
+
+
+@pytest.fixture(scope="module")
+def adapter(model_folder, tmp_path_factory):
+    """An adapter, without a tokenizer, of a patched model."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), MASK, check=False)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    with warnings.catch_warnings(action="ignore"):  # PEFT calls what Transformers has renamed
+        peft.get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_is_evaluated_under_its_mask(run, adapter, model_folder, text_file, tmp_path):
+    code, _, _ = run("eval", adapter, "--data", text_file, "--context", "32", "--output", tmp_path / "eval.json")
+    assert code == 0
+    (row,) = json.loads((tmp_path / "eval.json").read_text())["rows"]
+    tokens = torch.tensor(AutoTokenizer.from_pretrained(model_folder)(text_file.read_text())["input_ids"])
+    expected = perplexity(from_pretrained(adapter, check=False), tokens, context=32)
+    assert row["perplexity"] == pytest.approx(expected.perplexity)
+    assert row["mask"] == MASK
+
+
+def test_an_adapter_generates_and_is_checked(run, adapter):
+    code, _, err = run("generate", adapter, "--prompt", "The", "--max-new-tokens", "3")
+    assert code == 0 and f"mask    {MASK}" in err
+    code, out, _ = run("check", adapter)
+    assert code == 0 and "cached decoding = recomputation, its own masks" in out and "FAILED" not in out
+
+
+@pytest.mark.parametrize("command", ["finetune", "compare"])
+def test_an_adapter_is_not_trained(run, adapter, text_file, tmp_path, command):
+    code, _, err = run(command, adapter, "--data", text_file, "--output", tmp_path / "out")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        f"error: {adapter} is an adapter, and whole models are trained here; merge it"
+    )
+    assert not (tmp_path / "out").exists()
