@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..masks import Mask, Tile
 from ..plan import Documents
+from ..plan.memory import remember
 from ..plan.tiles import tiles_of_batch
 
 _BLOCK = 128
@@ -112,7 +113,7 @@ def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tup
     return torch.compile(run, fullgraph=True, dynamic=dynamic)
 
 
-@functools.lru_cache(maxsize=8)
+@remember(2**26, lambda block_mask: sum(x.nbytes for x in block_mask.as_tuple() if isinstance(x, Tensor)))
 def _block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
     with torch.inference_mode(False):  # what is kept must serve a training step, too
         return _make_block_mask(mask, documents, n_heads, device)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..masks import Mask
 from ..plan import Documents, Lengths, is_causal
+from ..plan.memory import remember
 
 
 def attend(
@@ -101,7 +100,7 @@ def _one(
     return output if blind is None else output.masked_fill(blind, 0.0)
 
 
-@functools.lru_cache(maxsize=8)
+@remember(2**28, lambda dense: sum(x.nbytes for x in dense if x is not None))
 def _dense(mask: Mask, lengths: Lengths, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The mask as ``[queries, keys]``, and the rows ``[queries, 1]`` that see nothing, if there are any.
 

@@ -24,6 +24,7 @@ MOST_ROWS = 4096
 # Matrix products and reductions run faster over multiples of this many keys.
 _GRAIN = 16
 _FAR = 2**30
+_RUN_BYTES = 300  # memory of a run, whose fields are Python's integers
 
 
 class Run(NamedTuple):
@@ -73,6 +74,12 @@ class Blocks:
         """Time in pairs of a block of 64."""
         pairs = sum(run.blocks * run.rows * run.width * _pair_cost(run.rows) for run in self.runs)
         return self.classes * pairs * (4 if self.guards else 1) + RUN_COST * len(self.runs)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, in bytes."""
+        columns = 0 if self.layout.columns is None else self.layout.columns.nbytes
+        return self.first.nbytes + self.stop.nbytes + columns + _RUN_BYTES * len(self.runs)
 
     def __str__(self) -> str:
         blocks = sum(run.blocks for run in self.runs) * self.classes

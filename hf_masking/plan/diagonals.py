@@ -15,6 +15,7 @@ MOST_DISTANCES = 32  # of one piece
 # What a pair costs, in pairs of a block of 64 (measured).
 _PAIR_COST = 14.0
 _ROWS = 1024  # rows that are computed together
+_DIAGONAL_BYTES = 200  # memory of a diagonal
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Diagonals:
     def touched(self) -> int:
         """Pairs that are computed."""
         return sum(diagonal.rows for diagonal in self.diagonals)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, in bytes."""
+        return _DIAGONAL_BYTES * len(self.diagonals)
 
     @property
     def is_cheapest(self) -> bool:

@@ -12,9 +12,10 @@ from ..masks.intervals import Intervals, Lattice
 from .blocks import Blocks, blocks_of
 from .diagonals import Diagonals, diagonals_of
 from .layout import Lengths
+from .memory import remember
 
 Part = Blocks | Diagonals
-_MOST_PLANS = 1024
+_MOST_BYTES = 2**28  # of all plans that are remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,13 @@ class Plan:
         """Time for each head, in pairs of a block of 64."""
         return sum(part.cost for part in self.parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, in bytes."""
+        return sum(part.nbytes for part in self.parts)
 
-@functools.lru_cache(maxsize=_MOST_PLANS)
+
+@remember(_MOST_BYTES, lambda plan: plan.nbytes)
 def plan_of(mask: Mask, lengths: Lengths) -> Plan:
     """The cheapest way found to compute a mask; cached, since every layer and every step asks for the same.
 
@@ -64,7 +70,7 @@ def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
     return [piece for piece in pieces if not piece.is_empty()]
 
 
-@functools.lru_cache(maxsize=_MOST_PLANS)
+@functools.lru_cache(maxsize=1024)
 def is_causal(mask: Mask, lengths: Lengths) -> bool:
     """Whether the mask is all of causal over these lengths (a window that is long enough, for example).
 

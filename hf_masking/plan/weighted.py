@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from ..masks import Mask, Tile
 from ..masks.intervals import Guard
 from .blocks import MOST_ROWS, WORKSPACE, Blocks, Run, blocks_of
 from .layout import Layout, Lengths
+from .memory import remember
 from .plan import pieces_of
 
 
@@ -24,7 +24,7 @@ def weighted_blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple
     return _blocks(mask, lengths, reach.cpu())
 
 
-@functools.lru_cache(maxsize=256)
+@remember(2**26, lambda parts: sum(part.nbytes for part in parts))
 def _within(mask: Mask, lengths: Lengths, reach: int | None) -> tuple[Blocks, ...]:
     return _blocks(mask, lengths, None if reach is None else torch.tensor([reach]))
 
@@ -52,7 +52,7 @@ def weighted_tiles(mask: Mask, lengths: Lengths, wanted: Tensor) -> tuple[Blocks
     return tuple(parts)
 
 
-@functools.lru_cache(maxsize=16)
+@remember(2**26, lambda tiles: tiles.nbytes)
 def _tiles(mask: Mask, lengths: Lengths) -> Tensor:
     q = torch.arange(0, lengths.queries, TILE)[:, None]
     k = torch.arange(0, lengths.keys, TILE)[None]
