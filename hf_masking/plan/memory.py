@@ -1,4 +1,4 @@
-"""Results that are remembered up to a number of bytes: one plan of a long text takes as much as a thousand short ones."""
+"""Results that are remembered up to a number of bytes: one plan of a long text takes as much as many short ones."""
 
 from __future__ import annotations
 
