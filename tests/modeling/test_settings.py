@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hf_masking import patch_model
+from hf_masking import Offsets, patch_model
 from hf_masking.modeling import layer_masks
 from hf_masking.modeling.settings import Settings
 
@@ -46,8 +46,8 @@ def test_an_entry_is_read_as_it_was_written():
         ({"layers": ["causal"]}, "'layers': expected an object"),
         ({"layers": {"3": 4}}, "'layers', layer 3: expected a spec"),
         ({"layers": {"3": "windw:4"}}, "'layers', layer 3: unknown mask 'windw'; did you mean 'window'?"),
-        ({"mask": None}, "'mask': expected a spec such as 'window:256|sinks:4' of at most 10000 characters, got None"),
-        ({"mask": "causal" + " " * 10_000}, "'mask': expected a spec"),
+        ({"mask": None}, "'mask': expected a spec such as 'window:256|sinks:4', got None"),
+        ({"mask": "causal" + " " * 10_000}, "'mask': a spec may have 10,000 characters, got 10,006"),
         ({"mask": "windw:4"}, "'mask': unknown mask 'windw'"),
         ({"version": 2}, "'version': expected format version 1 (a newer hf_masking may know it), got 2"),
         ({"version": True}, "'version': expected format version 1"),
@@ -70,6 +70,6 @@ def test_what_is_no_entry_is_refused(entry):
 
 def test_a_mask_that_could_not_be_loaded_again_is_refused():
     model = build("llama")
-    with pytest.raises(ValueError, match="a mask of 14462 characters cannot be saved with a model"):
-        patch_model(model, "|".join(f"window:{n}|sinks:{n}" for n in range(1, 700)), check=False)
+    with pytest.raises(ValueError, match=r"a mask of 14,452 characters cannot be saved with a model"):
+        patch_model(model, Offsets(tuple(range(0, 6000, 2))), check=False)
     assert not layer_masks(model)
