@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, find_adapter_config_file
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, find_adapter_config_file
 
 from .settings import KEY
 
@@ -72,13 +72,7 @@ def find(path: str | PathLike[str], where: dict[str, Any]) -> Adapter | None:
         ValueError: PEFT is not installed, or the adapter does not name its base model.
     """
     where = {name: value for name, value in where.items() if name != "variant"}
-    folder = where.get("subfolder") or ""
-    if (Path(path) / folder / CONFIG_NAME).is_file():
-        return None  # a whole model, which Transformers loads with the adapter beside it
-    try:
-        file = find_adapter_config_file(str(path), **where)
-    except OSError:  # nothing that can be read: who loads it as a model says so better
-        return None
+    file = _config_file(Path(path), where)
     if file is None:
         return None
     attributes = json.loads(Path(file).read_text())
@@ -93,3 +87,15 @@ def find(path: str | PathLike[str], where: dict[str, Any]) -> Adapter | None:
     except ImportError:
         raise ValueError(f"{path} is an adapter, which needs PEFT; pip install 'hf-masking[lora]'") from None
     return Adapter(str(path), attributes, entry, where)
+
+
+def _config_file(path: Path, where: dict[str, Any]) -> str | None:
+    if path.is_dir():
+        folder = path / (where.get("subfolder") or "")
+        # With a model beside it, it is that model's: Transformers loads both.
+        whole, file = folder / CONFIG_NAME, folder / ADAPTER_CONFIG_NAME
+        return str(file) if file.is_file() and not whole.is_file() else None
+    try:
+        return cast(str | None, find_adapter_config_file(str(path), **where))
+    except OSError:  # nothing that can be read: who loads it as a model says so better
+        return None
