@@ -302,13 +302,12 @@ def adopt(cache: Cache) -> bool:
     if isinstance(cache, QuantizedCache):
         raise ValueError("a quantized cache changes the keys, so what it gives is not exact; use the default cache")
     if not isinstance(cache, DynamicCache):
+        if not torch.compiler.is_compiling():  # a static cache counts its tokens on the device
+            _refuse_foreign(cache)
+            mark_filled(cache)
         return False
     if cache.get_seq_length():
-        if not getattr(cache, _FILLED, False):
-            raise ValueError(
-                f"this cache holds {cache.get_seq_length()} tokens that no patched model has read (it is of the model "
-                "without its mask, or of prefix tuning); start with an empty cache"
-            )
+        _refuse_foreign(cache)
     elif torch.compiler.is_compiling():
         # What is kept depends on the data, which a compiled graph may not.
         _replace(cache, (DynamicSlidingWindowLayer,), DynamicLayer)
@@ -322,6 +321,14 @@ def adopt(cache: Cache) -> bool:
     mark_filled(cache)
     layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
     return all(layer is MaskedLayer for layer in layers)
+
+
+def _refuse_foreign(cache: Cache) -> None:
+    if not getattr(cache, _FILLED, False) and (seen := int(cache.get_seq_length())):
+        raise ValueError(
+            f"this cache holds {seen} tokens that no patched model has read (it is of the model without its mask, or "
+            "of prefix tuning); start with an empty cache"
+        )
 
 
 def self_attention_cache(cache: Cache | None) -> Cache | None:

@@ -11,7 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, DynamicCache, QuantizedCache, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompileConfig,
+    DynamicCache,
+    QuantizedCache,
+    StaticCache,
+    pipeline,
+)
 
 from hf_masking.attention import BACKENDS
 from hf_masking.masks import Mask
@@ -506,6 +514,20 @@ def test_a_cache_is_of_a_model_with_its_mask_or_without(family, length):
     patch_model(model, "window:4|sinks:1", check=False)
     with pytest.raises(ValueError, match="this cache holds 10 tokens that no patched model has read"):
         model(tokens(1, 1), past_key_values=held)
+
+
+@torch.no_grad()
+def test_a_static_cache_of_an_unpatched_model_is_refused():
+    model = build("llama")
+    held = StaticCache(config=model.config, max_cache_len=40)
+    model(tokens(1, 9), past_key_values=held)
+    patch_model(model, "window:4|sinks:1", check=False)
+    with pytest.raises(ValueError, match="this cache holds 9 tokens that no patched model has read"):
+        model(tokens(1, 1), past_key_values=held)
+    held.reset()
+    whole = model(tokens(1, 12)).logits
+    pieces = [model(piece, past_key_values=held).logits for piece in tokens(1, 12).split([8, 1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
