@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from ..interrupts import Interrupted, raised
 from .commands.bench import bench
 from .commands.check import check
 from .commands.compare import compare
@@ -18,7 +19,7 @@ from .commands.finetune import finetune
 from .commands.generate import generate
 from .commands.show import show
 from .options import expand
-from .terminal import console, logged_once
+from .terminal import console, logged_once, say_interrupted
 
 app = typer.Typer(
     name="hf-masking",
@@ -91,15 +92,20 @@ def _options(
 
 
 def _quietly(function: Callable[..., None]) -> Callable[..., None]:
-    """The command, without the libraries' own progress bars and advice."""
+    """The command, without the libraries' own progress bars and advice, and without a traceback of Ctrl-C."""
 
     @functools.wraps(function)
     def command(*arguments: Any, **values: Any) -> None:
         # Here torch is imported, and not before: `--help` does without.
         from .console import quiet
 
-        quiet()
-        function(*arguments, **values)
+        try:
+            with raised():
+                quiet()
+                function(*arguments, **values)
+        except KeyboardInterrupt as stop:
+            say_interrupted(str(stop))
+            raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else 130) from None
 
     return command
 

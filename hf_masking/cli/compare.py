@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..evaluation import Text, WindowedText, encode, in_own_process, refuse_look
 from ..evaluation.benchmark import Shape
 from ..evaluation.break_even import break_even
 from ..files import digest
+from ..interrupts import Interrupted
 from ..modeling import check_fits, label_of, shape_of, unpatch_model
 from ..training import Contexts
 from ..training.comparison import Experiment, Trial
@@ -36,8 +38,9 @@ from .console import (
 )
 from .masking import check_specs, put_into
 from .options import DataOptions, MaskOptions, at_least
-from .terminal import console, errors
+from .terminal import Progression, clear_line, console, errors, resuming_command
 
+progression = Progression()
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
 
 
@@ -63,10 +66,10 @@ def compare(
     runs = _runs(outline, specs, masks)
     train, held_out = load_data(data).split(0.1)
     description = _description(model, data, train, held_out, masks, options)
-    with folder.claimed(description, resume):
+    wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
+    with folder.claimed(description, resume), _resumable(folder, wanted):
         path = model or str(in_own_process(_small_model, train, held_out))
         experiment = _experiment(path, outline, train, held_out, options, masks)
-        wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
         trials = _try(experiment, wanted, folder, description)
         if all(trial.error for trial in trials):
             raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
@@ -153,8 +156,20 @@ def _try(
             # Not before there is something to keep: nothing is left behind by what fails at once.
             folder.describe(description)
             folder.keep(trial)
+        clear_line()
         errors.print(report.progress(trial, number, len(missing)), soft_wrap=True)
     return [held[pair] for pair in wanted]
+
+
+@contextmanager
+def _resumable(folder: ComparisonFolder, wanted: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Say of an interrupted comparison how much of it is kept, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = sum(folder.find(*pair) is not None for pair in wanted)
+        where = f"kept in {folder.path}; {resuming_command()}" if kept else "finished, and nothing is kept"
+        raise Interrupted.like(stop, f"{kept} of {len(wanted)} trials are {where}") from None
 
 
 def _break_even(path: str, specs: Sequence[str], longest: int) -> dict[str, int | None]:
@@ -167,14 +182,12 @@ def _break_even(path: str, specs: Sequence[str], longest: int) -> dict[str, int 
 def _tell_small_model(record: dict[str, Any]) -> None:
     if "loss" in record and record["step"] % 20 == 0:
         steps = SMALL.settings.steps
-        errors.print(
-            f"training the small model, once: step {record['step']} of {steps}, loss {record['loss']:.2f}", end="\r"
-        )
+        progression.show(f"training the small model, once: step {record['step']} of {steps}, loss {record['loss']:.2f}")
 
 
 def _tell(mask: str, record: dict[str, Any]) -> None:
     if "loss" in record and record["step"] % 10 == 0:
-        errors.print(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}", end="\r")
+        progression.show(f"  {mask}: step {record['step']}, loss {record['loss']:.3f}")
 
 
 def _write(folder: Path, description: dict[str, Any], trials: Sequence[Trial], result: report.Report) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
+from ..interrupts import Interrupted
 from ..modeling import label_of
 from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
 from ..training import finetune as train
@@ -22,7 +27,7 @@ from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOption
 from .console import check_vocabulary, load_data, load_model, load_tokenizer, refuse_adapter
 from .masking import check_specs, chosen, put_into, what_runs
 from .options import DataOptions, MaskOptions, at_least
-from .terminal import errors, progress_bar, warn
+from .terminal import Progression, errors, progress_bar, resuming_command, warn
 
 
 @clean_exit()
@@ -60,7 +65,7 @@ def finetune(
         "eval_tokens": held_out.eval_tokens,
     }
     task, visible = f"fine-tuning under {label_of(loaded)}", processes.is_main_process
-    with progress_bar(task, settings.steps, visible=visible) as bar:
+    with _resumable(processes.num_processes), progress_bar(task, settings.steps, visible=visible) as bar:
         result = train(
             loaded,
             train_ids,
@@ -72,15 +77,43 @@ def finetune(
             description=description,
             trackers=writing.tracker,
             max_shard_size=writing.max_shard_size,
-            on_record=lambda record: bar.update(bar.task_ids[0], completed=record["step"]),
+            on_record=_teller(bar, task, settings.steps),
         )
     if processes.is_main_process:
-        step, best = result.best
+        (step, best), before = result.best, result.evaluations.get(0, math.nan)
         errors.print(
-            f"processes: {processes.num_processes}; final loss {result.losses[-1]:.4f}; best perplexity {best:.3f} "
-            f"after step {step}, saved in {output / 'best'}: load it with hf_masking.from_pretrained",
+            f"processes: {processes.num_processes}; final loss {result.losses[-1]:.4f}; perplexity before "
+            f"{before:.3f}; best perplexity {best:.3f} after step {step}, saved in {output / 'best'}: "
+            "load it with hf_masking.from_pretrained",
             soft_wrap=True,
         )
+
+
+@contextmanager
+def _resumable(processes: int) -> Iterator[None]:
+    """Say of a stopped run how it goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        again = resuming_command() if processes == 1 else "launch it again with --resume"
+        raise Interrupted.like(stop, f"{stop}; {again}") from None
+
+
+def _teller(bar: Progress, task: str, steps: int) -> Callable[[dict[str, Any]], None]:
+    """What is told of each line of the log."""
+    progression = Progression()
+
+    def tell(record: dict[str, Any]) -> None:
+        step = record["step"]
+        if "perplexity" in record:
+            errors.print(f"after step {step} of {steps}: perplexity {record['perplexity']:.3f}")
+            return
+        bar.update(bar.task_ids[0], completed=step, description=f"{task}: loss {record['loss']:.3f}")
+        if not errors.is_terminal:
+            speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+            progression.show(f"step {step} of {steps}: loss {record['loss']:.3f}, {speed}")
+
+    return tell
 
 
 def _under_mask(model: str, masks: MaskOptions, tokenizer: PreTrainedTokenizerBase, *, check: bool) -> PreTrainedModel:

@@ -3,7 +3,8 @@
 0    all went well
 1    a measurement failed, a check found a fault, or something went wrong that is no mistake of the user's
 2    a user's mistake, in one line
-130  interrupted
+130  interrupted by Ctrl-C
+143  interrupted by SIGTERM
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def run() -> None:
 
         code = call()
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         code = 130
     except Exception as error:
         if os.environ.get(TRACEBACK):

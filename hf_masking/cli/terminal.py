@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import ControlType
 
 from ..streams import is_stdout
 
@@ -62,6 +68,46 @@ class _Once(logging.Handler):
         if message not in self.said:
             self.said.add(message)
             errors.print(message, soft_wrap=True)
+
+
+class Progression:
+    """Lines on how far something is: each takes the place of the one before, where that is a terminal.
+
+    Elsewhere one of them is printed now and then, so that a log shows that all is well.
+
+    seconds: so long nothing is printed there.
+    """
+
+    def __init__(self, seconds: float = 20) -> None:
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def show(self, line: str) -> None:
+        if errors.is_terminal:
+            clear_line()
+            errors.print(line, end="\r", no_wrap=True, overflow="ellipsis")
+        elif time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            errors.print(line, soft_wrap=True)
+
+
+def clear_line() -> None:
+    """Take away what `Progression` has left on the terminal, here or in another process."""
+    if errors.is_terminal:
+        errors.control(Control((ControlType.ERASE_IN_LINE, 2), ControlType.CARRIAGE_RETURN))
+
+
+def resuming_command() -> str:
+    """Return what to type so that this command goes on."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return f"continue with: {shlex.join(['hf-masking', *arguments, '--resume'])}"
+
+
+def say_interrupted(message: str) -> None:
+    """Print the one line about Ctrl-C or SIGTERM; of several processes, the main one does."""
+    if os.environ.get("RANK", "0") == "0":
+        clear_line()
+        errors.print(f"interrupted: {message}" if message else "interrupted", soft_wrap=True)
 
 
 @contextmanager

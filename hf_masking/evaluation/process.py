@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
+
+from ..interrupts import ignored
 
 Result = TypeVar("Result")
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs a function of a module in a new process and returns its result, or raises its exception.
+    """Run a function of a module in a new process and return its result, or raise its exception.
 
-    What the plugin logs there is logged here: who listens hears each message in one place.
+    What the plugin logs there is logged here: who listens hears each message in one place. The new process takes no
+    Ctrl-C of its own. It ends with whatever interrupts this one, and outlives nobody.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    listener = threading.Thread(target=_log, args=(receiver,), daemon=True)
+    listener = Thread(target=_log, args=(receiver,), daemon=True)
     listener.start()
+    others = active_children()
     try:
-        with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(sender,)) as pool:
-            future = pool.submit(function, *arguments)
+        with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(sender,)) as pool, _ended(others):
+            with ignored():  # which a new process inherits, so that it has no traceback to print
+                future = pool.submit(function, *arguments)
             # The process has its own copy by now; with that alone, its end is the end of what is heard.
             sender.close()
             return future.result()
@@ -35,6 +43,18 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
         sender.close()
         listener.join()
         receiver.close()
+
+
+@contextmanager
+def _ended(others: list[BaseProcess]) -> Iterator[None]:
+    """End the new process at an error or an interruption: the pool would wait for it."""
+    try:
+        yield
+    except BaseException:
+        for child in active_children():
+            if child not in others:
+                child.kill()
+        raise
 
 
 class _Sender(logging.Handler):
@@ -56,6 +76,14 @@ def _begin(sender: Connection) -> None:
     logger = logging.getLogger("hf_masking")
     logger.addHandler(_Sender(sender))
     logger.propagate = False
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _log(receiver: Connection) -> None:

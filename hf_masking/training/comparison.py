@@ -102,16 +102,16 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
     patch_model(model, mask, layers=experiment.layers, replace_model_pattern=experiment.replace_model_pattern)
     settings = replace(experiment.settings, seed=seed)
     evaluations: list[Perplexity] = []
+    seconds: list[float] = []
 
     def evaluate(model: PreTrainedModel, token_ids: Tensor) -> Perplexity:
+        before = time.perf_counter()
         evaluations.append(_evaluate(model, token_ids, experiment))
+        seconds.append(time.perf_counter() - before)
         return evaluations[-1]
 
-    # One context warms up; the timed run is the one that counts.
+    # One context warms up; the first evaluation, before training, is the one whose time counts.
     _evaluate(model, eval_ids[: settings.context + 1], experiment)
-    before = time.perf_counter()
-    patched = evaluate(model, eval_ids)
-    eval_seconds = time.perf_counter() - before
     cache = _cache_of_a_context(model, eval_ids[: settings.context])
     on_record = None if tell is None else functools.partial(tell, mask)
     trained = finetune(model, train_ids, eval_ids, settings, evaluate=evaluate, on_record=on_record)
@@ -119,11 +119,11 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         mask=mask,
         seed=seed,
         density=realised_density(model, eval_ids, settings.context),
-        recovery={0: patched.perplexity} | trained.evaluations,
+        recovery=trained.evaluations,
         by_position=evaluations[-1].by_position,
         bits_per_byte=evaluations[-1].bits_per_byte,
         train_tokens_per_second=trained.tokens_per_second,
-        eval_tokens_per_second=patched.tokens / eval_seconds,
+        eval_tokens_per_second=evaluations[0].tokens / seconds[0],
         peak_memory_bytes=peak_memory(model.device),
         cache_bytes=cache.held_bytes,
         full_cache_bytes=cache.full_bytes,

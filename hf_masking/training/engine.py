@@ -225,6 +225,15 @@ def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in twice}
 
 
+def random_state(accelerator: Accelerator) -> Tensor:
+    """The state of the generator that dropout draws from."""
+    device = accelerator.device
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
 def number(value: Tensor | float) -> float:
     """A number of which every process may hold a part."""
     return float(value.full_tensor() if isinstance(value, DTensor) else value)

@@ -29,6 +29,12 @@ def checked_trackers(trackers: Sequence[str | GeneralTracker]) -> list[str | Gen
     return list(trackers) or None
 
 
+def best_of(evaluations: Mapping[int, float]) -> tuple[int, float]:
+    """Return (step, perplexity) of the best evaluation after a step; (0, infinity) before the first."""
+    after = [(step, perplexity) for step, perplexity in evaluations.items() if step]
+    return min(after, key=lambda item: item[1], default=(0, math.inf))
+
+
 class Journal:
     """Every process keeps the same lines; the main one writes and tells them. A context, in which trackers listen.
 
@@ -68,13 +74,8 @@ class Journal:
 
     @property
     def evaluations(self) -> dict[int, float]:
-        """Perplexity by step."""
+        """Perplexity by step; at 0 is what the model came with."""
         return {record["step"]: record["perplexity"] for record in self.records if "perplexity" in record}
-
-    @property
-    def best(self) -> float:
-        """The lowest perplexity so far; infinity before the first."""
-        return min(self.evaluations.values(), default=math.inf)
 
     def add(self, record: Record) -> None:
         self.records.append(record)

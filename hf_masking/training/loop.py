@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import statistics
 import time
@@ -20,23 +21,28 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from ..evaluation import Perplexity, perplexity, refuse_lookahead
+from ..interrupts import Interrupted, Noted, noted
 from ..modeling import check_fits, is_learned, mask_penalties
 from .checkpoints import Checkpoints
 from .data import IGNORED, Contexts, Shuffled, Source
-from .engine import by_main, gathered, number, part_of_step, precision, prepare, start
-from .journal import Journal, Record, checked_trackers
+from .engine import by_main, gathered, number, part_of_step, precision, prepare, random_state, start
+from .journal import Journal, Record, best_of, checked_trackers
 from .lora import merged, skeleton, with_adapters
 from .optimizer import optimizer_of
 from .run_folder import ModelWriter, RunFolder, writing
 from .settings import TrainingSettings
 from .stream import Streamed, TokenStream
 
+logger = logging.getLogger(__name__)
 Evaluate = Callable[[PreTrainedModel, Tensor], Perplexity]
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """What a fine-tuning ended with: the loss of each step, perplexity by step, and tokens a second (median step)."""
+    """What a fine-tuning ended with: the loss of each step, perplexity by step, and tokens a second (median step).
+
+    evaluations: at 0 is what the model came with.
+    """
 
     losses: tuple[float, ...]
     evaluations: dict[int, float]
@@ -44,8 +50,8 @@ class FinetuneResult:
 
     @property
     def best(self) -> tuple[int, float]:
-        """(step, perplexity) of the best evaluation."""
-        return min(self.evaluations.items(), key=lambda item: item[1])
+        """(step, perplexity) of the best evaluation after a step."""
+        return best_of(self.evaluations)
 
 
 def finetune(
@@ -69,7 +75,8 @@ def finetune(
         model: what is trained; with ``settings.lora`` adapters are put into it, and stay there.
         train_ids: ``[N]`` tokens to train on, or a stream; packed into contexts, each token a label once a pass.
         eval_ids: ``[M]`` tokens whose perplexity is measured.
-        output: folder for the log, the checkpoints and the best model; nothing is written without one.
+        output: folder for the log, the checkpoints and the best model; nothing is written without one. With one,
+            Ctrl-C and SIGTERM end the run after the step that it is at, with a checkpoint.
         resume: go on from the newest checkpoint in ``output``, to the same losses as without the interruption.
         tokenizer: saved with the best model.
         description: what else makes this run itself (model, mask, text); a resumed run must have the same.
@@ -82,6 +89,8 @@ def finetune(
     Raises:
         ValueError: settings that cannot be run or contradict accelerate's, a text shorter than a context, a mask with
             lookahead, a folder that holds another run, a loss that is no longer a number.
+        OSError: something could not be written.
+        Interrupted: a signal ended the run; `resume` continues it to the same losses.
     """
     writer = ModelWriter(tokenizer, max_shard_size)
     accelerator = start(settings, log_with=checked_trackers(trackers), project_dir=output)
@@ -99,10 +108,12 @@ def finetune(
     full = {**(description or {}), "settings": dataclasses.asdict(settings)}
     evaluate = evaluate or functools.partial(perplexity, context=settings.context, batch_size=8)
     with ExitStack() as stack:
+        signals = None
         if run is not None:
             by_main(accelerator, functools.partial(_begin, stack, run, full, resume))
+            signals = stack.enter_context(noted(functools.partial(_say_stopping, accelerator)))
         journal = stack.enter_context(Journal(accelerator, run, on_record, full))
-        trainer = _Trainer(accelerator, model, source, eval_ids, settings, journal, writer, evaluate)
+        trainer = _Trainer(accelerator, model, source, eval_ids, settings, journal, writer, evaluate, signals)
         return trainer.run_to_the_end()
 
 
@@ -110,6 +121,11 @@ def _begin(stack: ExitStack, run: RunFolder, description: Record, resume: bool) 
     stack.enter_context(run.claimed(description, resume))
     with writing(run.description_path):
         run.describe(description)
+
+
+def _say_stopping(accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        logger.warning("stopping after this step, with a checkpoint; a second signal stops at once")
 
 
 def _source(train_ids: Tensor | TokenStream, settings: TrainingSettings) -> Source:
@@ -131,10 +147,11 @@ class _Trainer:
         journal: Journal,
         writer: ModelWriter,
         measure: Evaluate,
+        signals: Noted | None,
     ) -> None:
         self.accelerator, self.source, self.eval_ids, self.settings = accelerator, source, eval_ids, settings
         self.journal, self.run_folder, self.writer, self.measure = journal, journal.run_folder, writer, measure
-        self.checkpoints = None
+        self.signals, self.checkpoints = signals, None
         if self.run_folder is not None:
             self.checkpoints = Checkpoints(accelerator, self.run_folder.checkpoints, settings.keep_checkpoints)
         self.masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
@@ -154,14 +171,21 @@ class _Trainer:
 
     def run_to_the_end(self) -> FinetuneResult:
         self.model.train()
-        for step in range(self.resume(), self.settings.steps):
-            self.journal.add(self.train(step))
-            done = step + 1
-            last = done == self.settings.steps
-            if last or done % self.settings.eval_every == 0:
-                self.evaluate(done)
-            if self.checkpoints is not None and (last or done % self.settings.checkpoint_every == 0):
+        done = self.resume()
+        self.evaluate_if_due(done)  # before the first step, or where a stopped run has not
+        first, state = done, random_state(self.accelerator)
+        while done < self.settings.steps:
+            self.journal.add(self.train(done))
+            done += 1
+            if done == first + 1 and not torch.equal(state, random_state(self.accelerator)):
+                self.tell_of_dropout()
+            signal = self.signal()
+            if not signal:
+                self.evaluate_if_due(done)
+            if self.checkpoints is not None and (signal or self.is_due(done, self.settings.checkpoint_every)):
                 self.checkpoints.save(done)
+            if signal:
+                raise Interrupted(signal, f"stopped after step {done} of {self.settings.steps}, with a checkpoint")
         losses = self.journal.losses
         # accelerate's autocast stays around `forward` otherwise.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -171,6 +195,25 @@ class _Trainer:
             # The first step pays for memory that later ones reuse.
             statistics.median(record["tokens_per_second"] for record in losses[1:] or losses),
         )
+
+    def tell_of_dropout(self) -> None:
+        """Whatever drew random numbers in a step did so in each process for itself."""
+        if self.accelerator.is_main_process and self.accelerator.num_processes > 1:
+            logger.warning(
+                "dropout draws its random numbers in each process: the losses are those of %d processes, and differ "
+                "a little with another number of them",
+                self.accelerator.num_processes,
+            )
+
+    def is_due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.settings.steps
+
+    def signal(self) -> int:
+        """The signal that ends the run, the same in all processes; 0 if none has come."""
+        if self.signals is None:
+            return 0
+        numbers = torch.tensor([self.signals.number], device=self.accelerator.device)
+        return int(self.accelerator.gather(numbers).max())
 
     def train(self, step: int) -> Record:
         """One optimizer step. Every token of the global batch weighs the same, wherever it is computed."""
@@ -219,17 +262,25 @@ class _Trainer:
         penalty = torch.stack(penalties).mean() if penalties else loss.new_zeros(())
         return loss, penalty * (labels != IGNORED).sum()
 
-    def evaluate(self, steps: int) -> None:
+    def evaluate_if_due(self, done: int) -> None:
         """On every process alike: where each holds a piece of the model, none can do it alone."""
+        if not self.is_due(done, self.settings.eval_every) or done in self.journal.evaluations:
+            return
         with precision(self.accelerator, self.settings):
             result = self.measure(self.accelerator.unwrap_model(self.model), self.eval_ids)
         # One number for all, or a last digit could make some of them save and others not.
-        (value,) = broadcast_object_list([result.perplexity])
-        if self.run_folder is not None and value <= self.journal.best:
+        value, loss = broadcast_object_list([result.perplexity, result.nats_per_token])
+        if math.isnan(loss):
+            raise ValueError(
+                f"the held-out loss is nan after step {done}; lower the learning rate or train in float32"
+                if done
+                else "the held-out loss is nan before training; the model's weights are not finite, or too large"
+            )
+        if self.run_folder is not None and done and value <= best_of(self.journal.evaluations)[1]:
             # Before the log says so: what is logged and was not saved would never be saved.
             save = functools.partial(self.save_model, state=gathered(self.accelerator, self.model))
             by_main(self.accelerator, functools.partial(self.run_folder.save_best, save))
-        self.journal.add({"step": steps, "perplexity": value, "eval_tokens": result.tokens})
+        self.journal.add({"step": done, "perplexity": value, "eval_tokens": result.tokens})
 
     def save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
         if self.adapted is None:
@@ -242,7 +293,7 @@ class _Trainer:
         steps = 0 if self.checkpoints is None else self.checkpoints.load()
         self.journal.rewind(steps)
         if self.run_folder is not None:
-            self.run_folder.check_best(self.journal.evaluations)
+            self.run_folder.check_best(best_of(self.journal.evaluations)[0])
         return steps
 
 

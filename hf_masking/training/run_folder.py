@@ -116,10 +116,9 @@ class RunFolder(ClaimedFolder):
             aside.mkdir()
             save(aside)
 
-    def check_best(self, evaluations: dict[int, float]) -> None:
-        """Raise a ValueError if the log knows of a best model that is gone."""
-        if evaluations and not self.best.is_dir():
-            step = min(evaluations, key=lambda step: evaluations[step])
+    def check_best(self, step: int) -> None:
+        """Raise a ValueError if the best model is gone, which the log says was saved after a step; 0 for none."""
+        if step and not self.best.is_dir():
             raise ValueError(
                 f"{self.best} is missing, where the best model was saved after step {step}; put it back, or give "
                 "another --output to start anew"

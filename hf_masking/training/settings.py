@@ -55,8 +55,9 @@ class TrainingSettings:
         for name in ("warmup_steps", "weight_decay", "mask_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:  # what NumPy takes
-            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        # What NumPy takes; each process adds its number.
+        if not 0 <= self.seed <= 2**32 - processes:
+            raise ValueError(f"seed must be from 0 to {2**32 - processes}, got {self.seed}")
         if self.batch_size % processes:
             raise ValueError(
                 f"batch_size counts all processes and must be a multiple of their number, got {self.batch_size} "

@@ -8,7 +8,6 @@ from base import base_model
 from torch import Tensor
 
 from hf_masking import patch_model
-from hf_masking.evaluation import perplexity
 from hf_masking.modeling import load
 from hf_masking.training import TrainingSettings, finetune
 
@@ -18,6 +17,5 @@ def tuned(
 ) -> dict[int, float]:
     """The held-out loss in nats a token by steps of fine-tuning; at 0 the mask has just been put into the model."""
     model = patch_model(load(str(base_model())), mask, layers=layers)
-    before = perplexity(model, held_out, context=settings.context, batch_size=8)
     trained = finetune(model, train, held_out, settings)
-    return {0: before.nats_per_token} | {step: math.log(found) for step, found in trained.evaluations.items()}
+    return {step: math.log(found) for step, found in trained.evaluations.items()}

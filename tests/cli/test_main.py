@@ -44,7 +44,7 @@ def test_tracebacks_when_asked_for(raising, monkeypatch):
 
 
 def test_an_interrupt_is_no_error(raising):
-    assert raising(KeyboardInterrupt()) == (130, "", "")
+    assert raising(KeyboardInterrupt()) == (130, "", "interrupted\n")
 
 
 def test_a_warning_is_printed_once(run, model_folder):

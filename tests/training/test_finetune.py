@@ -131,11 +131,11 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 def test_the_best_model_is_saved_with_its_mask(tmp_path):
     settings = dataclasses.replace(SETTINGS, learning_rate=0.3, steps=9)
     result = finetune(model(), TRAIN, EVAL, settings, output=tmp_path)
-    assert set(result.evaluations) == {3, 6, 9}
+    assert set(result.evaluations) == {0, 3, 6, 9}
     loaded = from_pretrained(tmp_path / "best")
     assert loaded.config.hf_masking["mask"] == "window:4|sinks:1"
     step, best = result.best
-    assert best == min(result.evaluations.values())
+    assert best == min(result.evaluations[step] for step in (3, 6, 9))
     assert step != 9, "the test needs a run that gets worse at its end"
     assert perplexity(loaded, EVAL, context=16, batch_size=8).perplexity == pytest.approx(best, rel=1e-5)
 
@@ -213,8 +213,12 @@ def test_lookahead_and_lost_numbers_are_refused():
     broken = model()
     with torch.no_grad():
         broken.lm_head.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the loss became nan at step 1; lower the learning rate"):
+    with pytest.raises(ValueError, match="the held-out loss is nan before training; the model's weights are not"):
         finetune(broken, TRAIN, EVAL, SETTINGS)
+    for every, message in [(8, "the loss became nan at step"), (1, r"the held-out loss is nan after step \d; lower")]:
+        wild = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0, eval_every=every)
+        with pytest.raises(ValueError, match=message):
+            finetune(model(), TRAIN, EVAL, wild)
 
 
 ADAPTIVE = "(span:max=16,ramp=4&relevance:rank=2)|sinks:1"

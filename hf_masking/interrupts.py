@@ -1,0 +1,101 @@
+"""Ctrl-C and SIGTERM: raised where there is nothing to save, noted where a run first has to write a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOGETHER = 0.5  # seconds in which `timeout` and some launchers send one signal twice
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended what was going on; the message says what is left of it.
+
+    exit_code: what shells expect of a program that a signal has ended, 128 and its number.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
+
+    @classmethod
+    def like(cls, stop: KeyboardInterrupt, message: str) -> Interrupted:
+        """Return the interruption with another message; Ctrl-C, if it is Python's own."""
+        return cls(stop.number if isinstance(stop, cls) else signal.SIGINT, message)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.number
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt, so that everything open is closed."""
+    with _handled({signal.SIGTERM: _raise}):
+        yield
+
+
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Ctrl-C does nothing, here and in processes that are started meanwhile."""
+    with _handled({signal.SIGINT: signal.SIG_IGN}):
+        yield
+
+
+class Noted:
+    """A signal that has come and has not been obeyed yet."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        self.number = 0
+        self.when = 0.0
+        self.before: Mapping[int, Any] = {}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler: the first signal is noted, a second one does at once what it always does."""
+        if not self.number:
+            self.number, self.when = number, time.monotonic()
+            self.tell()
+        elif time.monotonic() - self.when > _TOGETHER:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
+
+
+@contextmanager
+def noted(tell: Callable[[], None]) -> Iterator[Noted]:
+    """Note Ctrl-C and SIGTERM instead of raising them.
+
+    A program's own handlers stay, and what it ignores stays ignored. Elsewhere than in the main thread, where Python
+    takes no signals, nothing is ever noted.
+
+    Parameters:
+        tell: called at the first signal, to say what happens now.
+    """
+    found = Noted(tell)
+    ours = (signal.SIG_DFL, signal.default_int_handler, _raise)
+    mine: dict[int, Any] = {number: found.note for number in SIGNALS if signal.getsignal(number) in ours}
+    with _handled(mine) as found.before:
+        yield found
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def _handled(handlers: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
+    """Put handlers in place, and what was there before back; give the latter."""
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
