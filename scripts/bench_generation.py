@@ -56,6 +56,8 @@ def contenders(
     for layer in caches[MASK][1].layers:
         assert isinstance(layer, MaskedLayer)
         layer.bind(Mask.parse(MASK), reads=Mask.parse(MASK))
+        # As if the patched model had read the context.
+        layer.masked = True
     return caches
 
 

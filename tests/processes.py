@@ -1,4 +1,4 @@
-"""Launches what takes several processes; one that hangs fails with what each of them was doing."""
+"""Launches other processes, one or several; what hangs fails with what each of them was doing."""
 
 import os
 import signal
@@ -10,18 +10,19 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTHON = (sys.executable,)
 # Both find free ports themselves: tests run beside each other.
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
 
 
-def launch(*command, launcher=TORCHRUN, seconds=300):
+def launch(*command, launcher=TORCHRUN, seconds=300, **environment):
     """Launch a module (`"-m", name`) or a script with its arguments, from the root of the project.
 
-    Returns what has run, with its `stderr`; fails unless every process has ended with 0 within so many seconds.
+    Returns what has run, with its `stdout` and `stderr`; fails with both unless all ends with 0 within so many seconds.
     """
     # On a signal each Python writes down where it is.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
     words = [str(word) for word in (*launcher, *command)]
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

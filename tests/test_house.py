@@ -5,36 +5,83 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "hf_masking"
 FLOORS = ["masks", "adaptive", "plan", "attention", "modeling", "evaluation", "training", "cli"]
 
 
-def imported(path):
-    """The modules of the package that a file imports, as (folder, ...) parts."""
-    folder = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            home = folder[: len(folder) - (node.level - 1)]
-            yield (*home, *(node.module or "").split("."))
+def imported(text, folder=()):
+    """What a module in a folder of the package imports, as parts of a dotted name: `("torch", "nn")`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = (PACKAGE.name, *folder)[: len(folder) + 2 - node.level] if node.level else ()
+            module = node.module.split(".") if node.module else []
+            yield from ((*home, *module, alias.name) for alias in node.names)
+
+
+def used_of_torch(text):
+    """The parts of torch that a module takes by attribute: `torch.nn.functional.pad` uses `("torch", "nn")`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            yield "torch", node.attr
+
+
+def floor_of(name):
+    """The floor that an imported name belongs to, or None."""
+    package, *rest = name
+    return FLOORS.index(rest[0]) if package == PACKAGE.name and rest and rest[0] in FLOORS else None
+
+
+def points_down(text, folder):
+    """Whether a module in a folder of the package imports nothing from a floor above its own."""
+    floors = [floor_of(name) for name in imported(text, folder)]
+    return all(floor is None or floor <= FLOORS.index(folder[0]) for floor in floors)
+
+
+def knows_modules(text):
+    """Whether a module uses Transformers, accelerate or `torch.nn`."""
+    names = [*imported(text), *used_of_torch(text)]
+    return any(name[0] in {"transformers", "accelerate"} or name[:2] == ("torch", "nn") for name in names)
 
 
 def test_imports_point_one_way():
-    for path in PACKAGE.rglob("*.py"):
-        floor = path.relative_to(PACKAGE).parts[0]
-        for target in imported(path):
-            if floor in FLOORS and target[0] in FLOORS:
-                assert FLOORS.index(target[0]) <= FLOORS.index(floor), f"{path} imports {'.'.join(target)}"
+    paths = [path for floor in FLOORS for path in (PACKAGE / floor).rglob("*.py")]
+    assert len(paths) > 100
+    up = [path for path in paths if not points_down(path.read_text(), path.relative_to(PACKAGE).parts[:-1])]
+    assert up == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from ..plan import plan_of", "from .. import plan", "import hf_masking.plan", "from hf_masking import plan",
+     "from hf_masking.cli.app import call", "def f():\n    from ..plan.plan import Plan"],
+)  # fmt: skip
+def test_an_import_from_above_is_seen(text):
+    assert not points_down(text, ("masks",))
+    assert points_down(text, ("cli",))
+
+
+def test_imports_within_a_floor_are_none_from_above():
+    for text in ("from .mask import Mask", "from . import mask", "from ..files import written", "import torch.plan"):
+        assert points_down(text, ("masks",))
+    assert not points_down("from ...cli import app", ("modeling", "deeper"))
 
 
 def test_masks_know_neither_transformers_nor_modules():
-    for path in (PACKAGE / "masks").glob("*.py"):
-        names = {
-            name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
-        }
-        assert not {name for name in names if name and name.split(".")[0] in {"transformers", "accelerate", "nn"}}
+    assert [path for path in (PACKAGE / "masks").rglob("*.py") if knows_modules(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import torch.nn", "import torch.nn as n", "from torch import nn", "from torch.nn import functional",
+     "from torch.nn.functional import pad", "import torch\ntorch.nn.functional.pad(x, (0, 1))", "import transformers",
+     "from accelerate.utils import set_seed"],
+)  # fmt: skip
+def test_what_masks_may_not_know_is_seen(text):
+    assert knows_modules(text)
 
 
 def test_importing_changes_no_model_and_needs_no_plotting():

@@ -1,13 +1,12 @@
 """The launcher of the tests that take several processes."""
 
 import re
-import sys
 import time
 
 import psutil
 import pytest
 
-from .processes import launch
+from .processes import PYTHON, launch
 
 STUCK = """
 import time
@@ -23,7 +22,7 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUCK!
 def test_what_hangs_is_ended_and_says_where_it_was():
     started = time.monotonic()
     with pytest.raises(pytest.fail.Exception) as failure:
-        launch("-c", PARENT, launcher=(sys.executable,), seconds=3)
+        launch("-c", PARENT, launcher=PYTHON, seconds=3)
     text = str(failure.value)
     assert "not done after 3 seconds" in text
     assert re.search(r"line 5 in stuck", text)
@@ -34,4 +33,4 @@ def test_what_hangs_is_ended_and_says_where_it_was():
 
 def test_a_failure_comes_with_what_was_written():
     with pytest.raises(AssertionError, match=r"exit code 3: .*\n(.*\n)*said this"):
-        launch("-c", "import sys; print('said this', file=sys.stderr); sys.exit(3)", launcher=(sys.executable,))
+        launch("-c", "import sys; print('said this', file=sys.stderr); sys.exit(3)", launcher=PYTHON)

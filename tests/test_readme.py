@@ -2,11 +2,8 @@
 
 import itertools
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS
 
+from .processes import PYTHON, launch
 from .snippets import blocks, commands, model_folder, run, run_small, text_file, workplace
 
 __all__ = ["model_folder", "run", "text_file", "workplace"]
@@ -60,6 +58,7 @@ def cells(line):
 def test_tables_are_those_of_the_figures(table, source, key):
     measured = [cells(line) for line in (ROOT / source).read_text().splitlines() if line.startswith("|")]
     shown = [cells(line) for line in table.splitlines() if line.startswith("|") and not line.startswith("|--")]
+    assert len(shown) > 2
     for row in shown[1:]:
         (same,) = (other for other in measured if other[:key] == row[:key])
         assert set(row) <= set(same), row
@@ -79,16 +78,10 @@ def test_the_comparison_is_that_of_its_report():
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_examples(example):
-    environment = os.environ | {"PYTHONWARNINGS": "error"}
     # Some take a size; what they show at their own takes a minute or some.
     sizes = {"long_context.py": ["3000"], "streaming_generation.py": ["1000"], "prefix_lm_summarization.py": ["20"]}
     sizes |= {"adaptive_span.py": ["20"], "top_blocks_recall.py": ["20"]}
-    arguments = sizes.get(example, [])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example), *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert launch(f"examples/{example}", *sizes.get(example, []), launcher=PYTHON, PYTHONWARNINGS="error").stdout
 
 
 def test_the_table_of_generation_is_that_of_its_figures():
@@ -116,8 +109,7 @@ def test_the_table_of_masks_that_look_at_the_content_is_that_of_its_figures():
 def test_the_benchmark_of_masks_that_look_at_the_content_runs(tmp_path):
     output = tmp_path / "figures.json"
     small = ["--choice-length", "1000", "--span-length", "1000", "--context", "1000", "--rounds", "1"]
-    script = ROOT / "scripts" / "bench_adaptive.py"
-    subprocess.run([sys.executable, str(script), *small, "--output", str(output)], check=True, capture_output=True)
+    launch("scripts/bench_adaptive.py", *small, "--output", output, launcher=PYTHON)
     rows = json.loads(output.read_text())["rows"]
     assert len(rows) == 9
     assert all(row["seconds"] > 0 for row in rows)
@@ -127,8 +119,7 @@ def test_the_benchmark_of_masks_that_look_at_the_content_runs(tmp_path):
 def test_the_benchmark_of_decoding_runs(tmp_path):
     output = tmp_path / "figures.json"
     small = ["--context", "40", "--rounds", "1", "--steps", "3", "--layers", "1", "--width", "64"]
-    script = ROOT / "scripts" / "bench_generation.py"
-    subprocess.run([sys.executable, str(script), *small, "--output", str(output)], check=True, capture_output=True)
+    launch("scripts/bench_generation.py", *small, "--output", output, launcher=PYTHON)
     rows = json.loads(output.read_text())["rows"]
     assert [row["cache"] for row in rows] == ["window:256|sinks:4", "dynamic cache", "static cache"]
     assert all(row["milliseconds_per_token"] > 0 and row["cache_bytes"] > 0 for row in rows)

@@ -130,15 +130,16 @@ def test_the_normal_form_is_the_definition(form, leaf):
             assert max(full, product) == pytest.approx(oracle.weight(mask, i, j, of)), (i, j)
 
 
-@pytest.mark.parametrize("mask", [AdaptiveSpan(50), AdaptiveSpan(50, dynamic=True), Relevance(3)])
-def test_what_learns_starts_as_full_attention(mask):
+@pytest.mark.parametrize(
+    ("mask", "lowest"), [(AdaptiveSpan(50), 1.0), (AdaptiveSpan(50, dynamic=True), 1.0), (Relevance(3), 0.999)]
+)
+def test_what_learns_starts_as_full_attention(mask, lowest):
     module, hidden = mask.module(SHAPE).eval(), torch.randn(2, 40, 12) * 5
     features = module(hidden)
     key = None if features.key is None else features.key.repeat_interleave(2, 1)
     distance = torch.arange(40)[:, None] - torch.arange(40)
-    weights = mask.log_weight(features.query, key, distance, hard=True).exp().expand(2, 4, 40, 40)
-    assert bool((weights >= 0.999).all())
-    assert bool((weights == 1).all()) or mask.name == "relevance"
+    weights = mask.log_weight(features.query, key, distance, hard=True).exp().expand(2, 4, 40, 40).detach()
+    assert lowest <= float(weights.min()) <= float(weights.max()) <= 1
 
 
 @pytest.mark.parametrize("score", ["mean", "minmax"])

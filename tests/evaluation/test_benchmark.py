@@ -25,8 +25,12 @@ def test_every_contender_is_measured_in_every_round():
     rows = measure(SHAPE, contenders, rounds=2)
     for row in rows:
         assert row.error is None and len(row.forward_seconds) == len(row.both_seconds) == 2
-        assert 0 < row.forward < row.both
-        assert 0 < row.both_share < 1 and row.allowed_pairs <= (row.touched_pairs or row.allowed_pairs)
+        # Not the medians of two rounds: another process may take the core in one of them.
+        assert 0 < min(row.forward_seconds) < max(row.both_seconds)
+        assert 0 < row.both_share < 1
+    planned = [row for row in rows if row.touched_pairs is not None]
+    assert {row.backend for row in planned} == {"blockwise"}
+    assert all(row.allowed_pairs <= row.touched_pairs for row in planned)
     assert rows[2].allowed_pairs == 16 * 300 - 16 * 15 // 2
 
 

@@ -68,6 +68,11 @@ def test_blocks_that_are_longer_than_the_text_cost_the_text(block, score):
     assert torch.equal(text, patch_model(model, "causal").generate(tokens(1, 12), max_new_tokens=3, eos_token_id=None))
 
 
+def learns(spec):
+    """Whether there is something in a mask that learns: blocks are chosen by what the model has."""
+    return "span" in spec or "relevance" in spec
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("spec", ["span:max=64", "span:max=64,dynamic=true", "top_blocks:block=4,k=16", "relevance"])
 def test_a_pretrained_model_starts_as_it_was(family, spec):
@@ -140,6 +145,7 @@ def test_what_is_learned_is_saved_and_restored(family, name, tmp_path):
     assert torch.equal(restored(ids).logits, expected)
     mine, theirs = ({n: p for n, p in m.named_parameters() if is_learned(n)} for m in (model, restored))
     assert mine.keys() == theirs.keys()
+    assert bool(mine) == learns(SPECS[name])
     assert all(torch.equal(mine[n], theirs[n]) for n in mine)
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(again(ids).logits, expected)
@@ -227,6 +233,7 @@ def test_gradients_with_checkpointing_are_those_without(name):
     assert grads[0].keys() == grads[1].keys()
     assert all(torch.allclose(grads[0][n], grads[1][n], atol=1e-6) for n in grads[0])
     learned_names = [n for n, _ in model.named_parameters() if is_learned(n)]
+    assert bool(learned_names) == learns(SPECS[name])
     assert all(n in grads[0] for n in learned_names)
 
 

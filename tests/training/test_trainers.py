@@ -53,9 +53,10 @@ def loss_alone(model, documents):
 def losses_of_batches(trainer):
     """What the trainer makes of each batch of its own, and the documents that it holds."""
     trainer.model.eval()
+    batches = list(trainer.get_train_dataloader())
+    assert len(batches) > 1
     with torch.no_grad():
-        for batch in trainer.get_train_dataloader():
-            yield trainer.compute_loss(trainer.model, dict(batch)).item(), batch
+        return [(trainer.compute_loss(trainer.model, dict(batch)).item(), batch) for batch in batches]
 
 
 def sft(model, folder, **options):
