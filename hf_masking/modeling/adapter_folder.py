@@ -69,13 +69,16 @@ def find(path: str | PathLike[str], where: dict[str, Any]) -> Adapter | None:
     """Return the adapter that a folder or a hub repository holds, None if it holds a model.
 
     Raises:
-        ValueError: PEFT is not installed, or the adapter does not name its base model.
+        ValueError: PEFT is not installed, or the adapter's config is damaged or does not name its base model.
     """
     where = {name: value for name, value in where.items() if name != "variant"}
     file = _config_file(Path(path), where)
     if file is None:
         return None
-    attributes = json.loads(Path(file).read_text())
+    try:
+        attributes = dict(json.loads(Path(file).read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); save the adapter again") from None
     entry = attributes.pop(KEY, None)
     if not attributes.get("base_model_name_or_path"):
         raise ValueError(

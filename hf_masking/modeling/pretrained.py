@@ -149,12 +149,7 @@ def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, wh
         loaded: the config of the loaded model, from which Transformers has taken the name.
         given: what the caller gave as ``config``.
     """
-    if isinstance(given, PreTrainedConfig):
-        named = vars(given).get("attn_implementation", given._attn_implementation)
-    else:
-        found = {name: value for name, value in where.items() if name != "variant"}
-        named = PreTrainedConfig.get_config_dict(given or path, **found)[0].get("attn_implementation")
-    saved = settings.read(loaded)
+    saved, named = settings.read(loaded), _named_attention(path, given, where)
     if saved is None and named == KEY:
         raise ValueError(
             f"{path} has lost its mask: its config.json names attn_implementation {KEY!r} and has no {KEY!r} entry; "
@@ -170,3 +165,14 @@ def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, wh
         )
         return None
     return saved
+
+
+def _named_attention(path: str | PathLike[str], given: Any, where: dict[str, Any]) -> str | None:
+    """Return the attention implementation that a checkpoint's config names, None if it leaves it to Transformers."""
+    if isinstance(given, PreTrainedConfig):
+        return vars(given).get("attn_implementation", given._attn_implementation)
+    found = {name: value for name, value in where.items() if name != "variant"}
+    try:
+        return PreTrainedConfig.get_config_dict(given or path, **found)[0].get("attn_implementation")
+    except OSError:  # the config was made of something else, of a GGUF file say
+        return None

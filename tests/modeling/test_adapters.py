@@ -238,6 +238,14 @@ def test_adapters_that_are_refused(base, tmp_path, changes, dropped, message):
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{", "3", "[1]"])
+def test_a_damaged_config_is_named(base, tmp_path, text):
+    adapted(base).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
+        load(tmp_path)
+
+
 def test_an_adapter_without_a_mask_is_loaded_for_the_commands(base, tmp_path):
     model = peft.get_peft_model(dense(base), lora()).eval()
     assert saved(model, tmp_path) is None
