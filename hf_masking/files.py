@@ -25,18 +25,32 @@ def written_aside(path: Path) -> Iterator[Path]:
     Symbolic links are followed. A device, a pipe or standard output (``-``) is written into instead.
     """
     if is_stream(path):
-        with written_into(path) as aside:
+        with _named(path), written_into(path) as aside:
             yield aside
         return
     path = Path(os.path.realpath(path))
     check_parent(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(path, os.getpid())
     try:
-        yield aside
-        put_in_place(aside, path)
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            put_in_place(aside, path)
     finally:
         remove(aside)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an OSError name what was to be written, and not the file aside or, on a full disk, nothing at all."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read has seen enough, which is no error
+        raise
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(aside_of(path, os.getpid()))):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def aside_of(path: Path, owner: int) -> Path:

@@ -73,7 +73,7 @@ def call() -> int:
         # A model may write what the terminal's encoding has no sign for.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     with logged_once():
-        return int(app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        return int(app(args=sys.argv[1:] or ["--help"], prog_name="hf-masking", standalone_mode=False) or 0)
 
 
 def _version(wanted: bool) -> None:

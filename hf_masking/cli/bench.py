@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
+import typer
 
 from ..evaluation.benchmark import (
     IS_CAUSAL,
@@ -23,8 +24,11 @@ from ..streams import is_stream
 from . import bench_report, tables
 from .commands.bench import DTYPES, PRESETS, BenchOptions
 from .console import check_report, describe_machine, write_json
-from .options import OutputOption, at_least
+from .failures import reason_of
+from .options import OutputOption, at_least, at_most
 from .terminal import errors, tables_beside
+
+LONGEST, WIDEST = 2**24, 2**16  # tokens; heads, their size and rows: no machine holds more
 
 
 def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> None:
@@ -57,6 +61,8 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
         parts_of_page = bench_report.grid(rows).markdown(), *bench_report.failures(rows)
         tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), *parts_of_page)
         bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
 
 
 def _refuse_beside_preset(preset: str, options: BenchOptions) -> None:
@@ -70,12 +76,16 @@ def _refuse_beside_preset(preset: str, options: BenchOptions) -> None:
 def _check(options: BenchOptions) -> None:
     at_least(1, length=min(options.length), heads=options.heads, head_size=options.head_size, batch=options.batch)
     at_least(1, rounds=options.rounds)
+    at_most(LONGEST, length=max(options.length))
+    at_most(WIDEST, heads=options.heads, head_size=options.head_size, batch=options.batch)
     for mask in options.mask:
         if Mask.parse(mask).is_adaptive:
             raise ValueError(
                 f"bench measures static masks, and '{mask}' looks at the content, of which there is none here; "
                 "run python scripts/bench_adaptive.py"
             )
+        if not Mask.parse(mask).is_bound:
+            raise ValueError(f"'{mask}' needs marked tokens, of which there are none here; write one such as prefix:17")
         groups = len(Mask.parse(mask).heads)
         if options.heads % groups:
             raise ValueError(f"--heads {options.heads} is not a multiple of the {groups} masks of {mask}")
@@ -112,7 +122,11 @@ def _measure(options: BenchOptions) -> Iterator[Row]:
             )
         )
         errors.print(f"{length} tokens: {len(contenders)} contenders, {options.rounds} rounds")
-        rows = measure(shape, contenders, options.rounds)
+        try:
+            rows = measure(shape, contenders, options.rounds)
+        except Exception as error:  # most often memory, and then shorter lengths stay what they are
+            reason = reason_of(error)
+            rows = [Row(length, contender.mask, contender.backend, 0, error=reason) for contender in contenders]
         for contender, row in zip(contenders, rows, strict=True):
             if length >= options.memory_from and contender.backend != "flex" and row.error is None:
                 measure_memory(shape, contender, row)

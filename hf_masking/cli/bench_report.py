@@ -59,8 +59,15 @@ def grid(rows: Rows) -> tables.Grid:
 
 
 def failures(rows: Rows) -> list[str]:
-    """What stopped the rows that failed, a line for each."""
-    return [f"{row.mask} by {row.runs}, {row.length:,} tokens, failed: {row.error}" for row in rows if row.error]
+    """What stopped the rows that failed, or the measurement of their memory, a line for each."""
+    lines = []
+    for row in rows:
+        name = f"{row.mask} by {row.runs}, {row.length:,} tokens"
+        if row.error:
+            lines.append(f"{name}, failed: {row.error}")
+        if row.memory_error:
+            lines.append(f"{name}: no memory was measured: {row.memory_error}")
+    return lines
 
 
 def _cells(rows: Rows, row: Row) -> list[str]:

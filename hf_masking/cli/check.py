@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from ..evaluation import check_generation
 from ..files import check_file
-from ..modeling import CheckReport, check_model, label_of, layer_masks
+from ..modeling import CheckReport, check_model, label_of
 from .commands.check import CheckOptions
 from .console import describe_machine, load_model, write_json
 from .failures import reason_of
-from .masking import check_specs, chosen, copies, put_into
+from .masking import check_specs, chosen, copies, most_lookahead, put_into
 from .options import MaskOptions, OutputOption, at_least
 from .terminal import errors, tables_beside
 
@@ -59,9 +59,8 @@ def _report(model: PreTrainedModel, options: CheckOptions) -> CheckReport:
     return report
 
 
-def _looks_ahead(model: Any) -> bool:
-    worst = max(layer_masks(model), key=lambda mask: mask.bind(()).lookahead)
-    lookahead = worst.bind(()).lookahead
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    worst, lookahead = most_lookahead(model)
     if lookahead:
         errors.print(f"{worst} looks {lookahead} tokens ahead: generation is refused and not checked")
     return bool(lookahead)

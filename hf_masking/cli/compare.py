@@ -31,9 +31,10 @@ from .console import (
     check_vocabulary,
     describe_machine,
     load_data,
-    load_outline,
+    load_model,
     load_tokenizer,
     quiet,
+    refuse_adapter,
     write_json,
 )
 from .masking import check_specs, put_into
@@ -62,14 +63,16 @@ def compare(
     folder = ComparisonFolder(output)
     folder.check_place(resume)
     tables.warn_of_no_pictures()
-    outline = small_outline() if model is None else load_outline(model)
-    runs = _runs(outline, specs, masks)
     train, held_out = load_data(data).split(0.1)
     description = _description(model, data, train, held_out, masks, options)
     wanted = [(spec, seed) for seed in range(options.seed, options.seed + seeds) for spec in specs]
+    # Loaded here as in every trial: what none of them could use is known before the first.
+    loaded = small_outline() if model is None else _loaded(model)
+    runs = _runs(loaded, specs, masks, check=model is not None)
     with folder.claimed(description, resume), _resumable(folder, wanted):
         path = model or str(in_own_process(_small_model, train, held_out))
-        experiment = _experiment(path, outline, train, held_out, options, masks)
+        experiment = _experiment(path, loaded, train, held_out, options, masks)
+        del loaded
         trials = _try(experiment, wanted, folder, description)
         if all(trial.error for trial in trials):
             raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
@@ -100,14 +103,19 @@ def _description(
     }
 
 
-def _runs(outline: PreTrainedModel, specs: Sequence[str], masks: MaskOptions) -> dict[str, str]:
+def _loaded(model: str) -> PreTrainedModel:
+    refuse_adapter(model)
+    return load_model(model, place=False, dtype=torch.float32)
+
+
+def _runs(model: PreTrainedModel, specs: Sequence[str], masks: MaskOptions, *, check: bool) -> dict[str, str]:
     """What runs under each mask, as the report calls it; a ValueError for one that no trial could run."""
     runs = {}
     for spec in specs:
-        put_into(outline, spec, masks, check=False)
-        refuse_lookahead(outline, "its perplexity")
-        runs[spec] = label_of(outline)
-        unpatch_model(outline)
+        put_into(model, spec, masks, check=check)
+        refuse_lookahead(model, "its perplexity")
+        runs[spec] = label_of(model)
+        unpatch_model(model)
     return runs
 
 
@@ -117,15 +125,15 @@ def _small_model(train: Text, held_out: Text) -> Path:
 
 
 def _experiment(
-    folder: str, outline: PreTrainedModel, train: Text, held_out: Text, options: CompareOptions, masks: MaskOptions
+    folder: str, model: PreTrainedModel, train: Text, held_out: Text, options: CompareOptions, masks: MaskOptions
 ) -> Experiment:
     """What all trials share; a ValueError for what every one of them would refuse."""
     tokenizer = load_tokenizer(folder)
-    check_vocabulary(outline, tokenizer)
+    check_vocabulary(model, tokenizer)
     eval_ids, n_bytes = encode(held_out, tokenizer, options.eval_tokens)
     train_ids = encode(train, tokenizer, options.train_tokens)[0]
     for token_ids in (eval_ids, train_ids):
-        check_fits(outline, token_ids, options.context)
+        check_fits(model, token_ids, options.context)
     bos = bos_of(tokenizer, None)
     WindowedText(eval_ids, options.context, options.stride, bos, batch_size=1)
     Contexts.pack(train_ids, options.context)

@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, load_text
 from ..files import check_file, written_aside
-from ..modeling import base_model_of, load, outline, vocabulary_of
+from ..modeling import base_model_of, load, vocabulary_of
 from ..streams import is_stdout, is_stream
 from .options import DataOptions
 from .terminal import errors
+
+_LONGEST_REASON = 250  # characters
 
 
 def quiet() -> None:
@@ -41,12 +43,6 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
     """
     model = _load(functools.partial(load, **options), name, "model")
     return model.to("cuda") if place and torch.cuda.is_available() else model
-
-
-def load_outline(name: str) -> PreTrainedModel:
-    """The model without its weights; a ValueError for an adapter."""
-    refuse_adapter(name)
-    return _load(lambda name: outline(AutoConfig.from_pretrained(name)), name, "model")
 
 
 def refuse_adapter(name: str) -> None:
@@ -90,12 +86,20 @@ def _load(read: Callable[[str], Any], name: str, what: str) -> Any:
     try:
         return read(name)
     except Exception as error:  # a damaged checkpoint raises whatever its format's library raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         where = "a folder here, but:" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"
         raise ValueError(
             f"no {what} can be loaded from {name!r} ({where} {reason}); give a folder that save_pretrained wrote, "
             "or a hub id"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, on one line and without its advice to users of Python."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."
 
 
 def check_picture(path: Path) -> None:

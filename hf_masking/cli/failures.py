@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
 
 from .main import TRACEBACK
+
+_LONGEST = 1000  # characters of a line
 
 # Click's error for a command line that does not parse. Of it Typer names this subclass alone.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -17,12 +20,17 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, UsageError):
         return _usage(error), 2
     if out_of_memory(error):
-        return f"not enough memory ({_first_line(str(error))}); use something smaller", 2
+        asked = re.search(r"allocate (\d+) bytes", str(error))
+        how_much = f"{int(asked[1]) / 2**30:,.1f} GiB at once" if asked else _first_line(str(error))
+        return f"not enough memory ({how_much}); use something smaller", 2
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{error.filename}: "
-        return f"{where}{error.strerror}", 2
+        return _one_line(f"{where}{error.strerror}"), 2
+    if type(error).__module__.startswith("hf_masking."):
+        # Ours keep their lines: a spec with a caret under it, a report of checks.
+        return "\n".join(map(_one_line, str(error).splitlines())), 2
     if isinstance(error, (ValueError, OSError)):
-        return str(error) or type(error).__name__, 2
+        return _one_line(str(error) or type(error).__name__), 2
     return f"{reason_of(error)} (not expected; {TRACEBACK}=1 shows where, for a report)", 1
 
 
@@ -31,11 +39,6 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ValueError):
         return _first_line(str(error))
     return f"{type(error).__name__}: {_first_line(str(error))}"
-
-
-def _usage(error: Any) -> str:
-    message = _first_line(error.format_message()).rstrip(".")
-    return message if error.ctx is None else f"{message} ({error.ctx.command_path} --help)"
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -47,5 +50,16 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
+def _usage(error: Any) -> str:
+    message = _first_line(error.format_message()).rstrip(".")
+    return message if error.ctx is None else f"{message} ({error.ctx.command_path} --help)"
+
+
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing more is known")
+    return _one_line(next((line.strip() for line in text.splitlines() if line.strip()), "nothing more is known"))
+
+
+def _one_line(text: str) -> str:
+    """A text without control characters, which names of files may have, and not without end."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

@@ -26,8 +26,10 @@ from ..training.run_folder import RunFolder
 from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
 from .console import check_vocabulary, load_data, load_model, load_tokenizer, refuse_adapter
 from .masking import check_specs, chosen, put_into, what_runs
-from .options import DataOptions, MaskOptions, at_least
+from .options import DataOptions, MaskOptions, at_least, at_most
 from .terminal import Progression, errors, progress_bar, resuming_command, warn
+
+MOST_SHUFFLED = 2**20  # contexts, which are all held in memory before the first step
 
 
 @clean_exit()
@@ -46,6 +48,7 @@ def finetune(
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
     check_specs(masks)
     at_least(1, eval_tokens=held_out.eval_tokens, shuffle_buffer=streaming.shuffle_buffer)
+    at_most(MOST_SHUFFLED, shuffle_buffer=streaming.shuffle_buffer)
     processes = PartialState(cpu=on_cpu())
     settings.check(processes.num_processes)
     if processes.is_main_process:

@@ -14,7 +14,7 @@ from ..evaluation import CacheSize, cache_size
 from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
 from .console import check_vocabulary, load_model, load_tokenizer
-from .masking import check_specs, chosen, put_into
+from .masking import check_specs, chosen, most_lookahead, put_into
 from .options import MaskOptions, at_least
 from .terminal import console, errors
 
@@ -33,6 +33,9 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
     _check_positions(loaded, tokens["input_ids"], options)
     (spec,) = chosen(loaded, masks)
     put_into(loaded, spec, masks)
+    worst, lookahead = most_lookahead(loaded)
+    if lookahead:
+        raise ValueError(f"{worst} looks {lookahead} tokens ahead: no generation; use a causal mask")
     cache = DynamicCache(config=loaded.config)
     started = time.perf_counter()
     written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)

@@ -42,6 +42,12 @@ def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, ch
     return patch_model(model, spec, layers=layers, replace_model_pattern=masks.replace_model_pattern, check=check)
 
 
+def most_lookahead(model: PreTrainedModel) -> tuple[Mask, int]:
+    """Return the mask of a patched model that looks furthest ahead while no tokens are marked, and how far that is."""
+    worst = max(layer_masks(model), key=lambda mask: mask.bind(()).lookahead)
+    return worst, worst.bind(()).lookahead
+
+
 def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[PreTrainedModel, str | None]]:
     """Return a model for each mask, all with one set of weights."""
     # For a single one there is nothing to keep apart.

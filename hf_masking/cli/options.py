@@ -69,6 +69,13 @@ def at_least(minimum: int, **values: int | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
 
 
+def at_most(maximum: int, **values: int | None) -> None:
+    """Raise a ValueError that names the option for a value above ``maximum``."""
+    for name, value in values.items():
+        if value is not None and value > maximum:
+            raise ValueError(f"--{name.replace('_', '-')} must be at most {maximum:,}, got {value}")
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """Which masks."""

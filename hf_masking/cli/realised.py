@@ -11,9 +11,9 @@ from ..evaluation import STDLIB, Text, encode, load_text
 from ..files import written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
-from ..modeling import effective_weights, evaluating, patched, shape_of
+from ..modeling import check_fits, effective_weights, evaluating, patched, shape_of
 from .commands.show import RealisedOptions
-from .console import check_picture, load_model, load_tokenizer, say_written
+from .console import check_picture, check_vocabulary, load_model, load_tokenizer, say_written
 from .terminal import signs
 
 
@@ -27,6 +27,8 @@ def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None
     tokens = encode(text, tokenizer, length)[0][None].to(model.device)
     if not tokens.numel():
         raise ValueError("the text has no tokens; say some: --text 'Once upon a time'")
+    check_vocabulary(model, tokenizer)
+    check_fits(model, tokens, tokens.shape[1])
     with patched(model, mask, check=False), evaluating(model):
         layers = [layer[0] for layer in effective_weights(model, input_ids=tokens, use_cache=False)]
     layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]

@@ -11,18 +11,18 @@ from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
 from .commands.show import RealisedOptions
 from .console import check_picture, say_written
-from .options import at_least
+from .options import at_least, at_most
 from .realised import realised
 from .terminal import console, errors, signs
 
 WIDEST = 64  # positions that are drawn as text
+LONGEST_IN_A_MODEL = 4096  # of which every pair of every head is looked at
 LONGEST = 2**20  # positions that are counted: some hundred bytes each
 
 
 def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
     at_least(1, length=length)
-    if length > LONGEST:
-        raise ValueError(f"--length must be at most {LONGEST:,}, got {length}")
+    at_most(LONGEST if realisation.model is None else LONGEST_IN_A_MODEL, length=length)
     mask = Mask.parse(spec)
     if mask.is_adaptive and realisation.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")

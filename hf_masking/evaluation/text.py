@@ -102,6 +102,8 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
     if source == STDLIB:
         return Text(source, _standard_library())
     path = Path(source).expanduser()
+    if not source:
+        raise ValueError("the name of the text is empty; give a text file, a folder, a hub data set or 'stdlib'")
     if source == STDIN:
         return Text("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))
     if path.is_dir():
@@ -125,7 +127,7 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
         ValueError: ``max_tokens`` is not positive.
     """
     if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"the number of tokens must be at least 1, got {max_tokens}")
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     if max_tokens is None:
         ids = _tokenize(tokenizer, text.content)["input_ids"]
         return torch.tensor(ids, dtype=torch.long), len(text.content.encode())

@@ -159,6 +159,8 @@ def _settings(
 
 
 def _check_heads(wanted: Settings, config: PreTrainedConfig) -> None:
+    if not settings.count_layers(config):
+        raise UnsupportedModelError("the model has no layers, so there is nothing to put a mask into")
     for layer, mask in enumerate(wanted.masks(settings.count_layers(config))):
         n_heads = shape_of(config, layer).query_heads if len(mask.heads) > 1 else 1
         if n_heads % len(mask.heads):

@@ -1,10 +1,11 @@
 """`hf-masking bench`: rows that fail, and pictures that cannot be drawn."""
 
 import importlib.util
+import json
 
 import pytest
 
-from hf_masking.cli import bench_report, tables
+from hf_masking.cli import bench, bench_report, tables
 from hf_masking.evaluation.benchmark import Row
 
 
@@ -13,6 +14,23 @@ def test_failures_stand_below_the_table():
     (cells,) = bench_report.grid([row]).rows
     assert "failed" in cells and "no compiler" not in " ".join(cells)
     assert bench_report.failures([row]) == ["causal by flex, 64 tokens, failed: no compiler"]
+
+
+def test_lengths_that_were_measured_survive_one_that_fails(run, monkeypatch, tmp_path):
+    plain = bench.measure
+
+    def measure(shape, contenders, rounds):
+        if shape.length == 32:
+            raise MemoryError("no more")
+        return plain(shape, contenders, rounds)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    small = ("--heads", "1", "--head-size", "4", "--rounds", "1", "--mask", "causal", "--output", tmp_path / "x.json")
+    code, out, _ = run("bench", "--length", "16", "--length", "32", *small)
+    assert code == 1
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert {(row["length"], row["error"]) for row in rows} == {(16, None), (32, "MemoryError: no more")}
+    assert "causal by auto, 32 tokens, failed: MemoryError: no more" in out
 
 
 @pytest.mark.parametrize("present", [True, False])

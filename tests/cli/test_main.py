@@ -27,6 +27,9 @@ def raising(monkeypatch, run):
         (MemoryError(), "not enough memory", 2),
         (RuntimeError("DefaultAllocator: can't allocate memory"), "not enough", 2),
         (IndexError("index out of range in self\nmore"), "IndexError: index out of range in self (not expected; ", 1),
+        (ValueError("no such file: a\nb\x1b[31m"), r"no such file: a\nb\x1b[31m", 2),
+        (ValueError("x" * 5000), "x" * 1000 + "...", 2),
+        (RuntimeError("can't allocate memory: you tried to allocate 1073741824 bytes"), "not enough memory (1.0 G", 2),
         (RuntimeError(""), "RuntimeError: nothing more is known", 1),
     ],
 )  # fmt: skip
