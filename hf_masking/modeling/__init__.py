@@ -1,6 +1,6 @@
 """The Transformers side: patching, positions, saving and loading, checks."""
 
-from .check import TOLERANCES, CheckReport, CheckRow, check_model
+from .check import check_model
 from .inspection import effective_mask, effective_weights
 from .label import label_of
 from .learned import is_learned, mask_penalties
@@ -10,6 +10,8 @@ from .outline import outline
 from .patch import patch_model, patched, unpatch_model
 from .pretrained import base_model_of, from_pretrained, load
 from .record import layer_masks, pretrained, settings_of
+from .report import CheckReport, CheckRow
+from .rounding import TOLERANCES
 from .shape import positions_of, shape_of
 from .sharing import sharing_weights
 from .spans import prefix_cache

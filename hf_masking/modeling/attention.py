@@ -86,7 +86,7 @@ def is_cross_attention(module: nn.Module) -> bool:
 class Call:
     """One call of a layer's attention: its own mask, the mask it ran under (with the model's window), and on what.
 
-    query, key: ``[B, heads, length, head size]``; features: what a mask that looks at the content has read.
+    query, key, value: ``[B, heads, length, head size]``; features: what a mask that looks at the content has read.
     """
 
     layer: int
@@ -95,6 +95,7 @@ class Call:
     documents: Documents
     query: Tensor
     key: Tensor
+    value: Tensor
     features: tuple[Features, ...]
 
 
@@ -169,7 +170,7 @@ def attend(
     documents = _documents(module, attention_mask, reads, cached, query.shape[2], key.shape[2])
     if _recorder.calls is not None:
         layer = int(getattr(module, "layer_idx", 0))
-        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, features))
+        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
     options: dict[str, Any] = {
         "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "dropout": dropout,

@@ -7,100 +7,35 @@ batch, once more with a probe that leaves much out.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import masked_attention
+from ..errors import UnsupportedModelError
 from ..masks import Mask
 from . import attention, settings
 from .attention import Call, LayerMask, recording
+from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
 from .modes import evaluating
-from .placement import device_of, require_weights
+from .placement import require_weights
+from .readout import Readout
 from .record import find_patch, pretrained
+from .refusals import explained, refuse_not_finite
+from .report import CheckReport, CheckRow
+from .rounding import TOLERANCES, Rounding, distance, precision, relative, spread
 from .settings import Settings
 from .shape import positions_of
 from .spans import Asks
 
-LENGTH = 12
-MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
 CHANGED = (0, 3, 5, 8)  # columns whose token is changed; the others would cost time and tell the same
+PIECES = (LENGTH - 4, 1, 1, 2)  # tokens of a text that comes in pieces
 ITSELF = Mask.parse("window:1")
 PROBE = Mask.parse("strided:3|sinks:1")
-
-# Relative to the standard deviation of the logits: what two ways of computing the same may differ by.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-
-@dataclass(frozen=True)
-class CheckRow:
-    """One question: its name, the verdict, the greatest difference seen (of logits), and what went wrong."""
-
-    name: str
-    passed: bool
-    difference: float
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.difference:9.2e}  {self.name} {self.detail}".rstrip()
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The rows of `check_model`."""
-
-    rows: tuple[CheckRow, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.rows))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A way of laying documents out in a row: the document of each column, PADDING (-1) for none."""
-
-    name: str
-    ids: tuple[int, ...]
-
-    @property
-    def positions(self) -> list[int]:
-        """As the model wants them: the index in the document, and for padding the one of the token before."""
-        counts: dict[int, int] = {}
-        positions = []
-        for document in self.ids:
-            counts[document] = counts.get(document, -1) + (document >= 0)
-            positions.append(max(0, counts[document] if document >= 0 else max(counts.values())))
-        return positions
-
-    @property
-    def spans(self) -> list[int]:
-        """The marked span of each column, -1 for none."""
-        spans = zip(self.ids, self.positions, strict=True)
-        return [document if position < MARKED else -1 for document, position in spans]
-
-    def allowed(self, mask: Mask) -> Tensor:
-        """``[N, N]``, pair by pair; what the content may decide counts as allowed."""
-        positions, n = self.positions, len(self.ids)
-        allowed = mask.bind(((0, MARKED),)).union.graded().bound.dense(n)
-        pairs = [
-            [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
-            for i in range(n)
-        ]
-        return torch.tensor(pairs)
-
-
-PLAIN = _Layout("one document", (0,) * LENGTH)
-PADDED = _Layout("padding on both sides and a hole", (-1, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1))
-PACKED = _Layout("packed documents", (0,) * 5 + (1,) * 7)
-LAYOUTS = (PLAIN, PADDED, PACKED)
 
 
 def check_model(model: nn.Module) -> CheckReport:
@@ -111,12 +46,13 @@ def check_model(model: nn.Module) -> CheckReport:
 
     Raises:
         ValueError: the model is not patched, or its weights are not loaded.
+        UnsupportedModelError: the model's forward raises under the mask, or computes what is not finite.
     """
     patch = find_patch(model)
     if patch is None:
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
     require_weights(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), explained(type(pretrained(model)).__name__):
         probe = _Probe(model, patch.settings)
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
@@ -129,55 +65,59 @@ def check_model(model: nn.Module) -> CheckReport:
         return CheckReport((*rows, *probe.backends_agree(("auto", "blockwise") if automatic else (patch.backend,))))
 
 
-@dataclass
 class _Probe:
-    model: nn.Module
-    wanted: Settings
-    n_layers: int = field(init=False)
-    scale: float = field(init=False)
+    """A patched model, and the questions that it is asked."""
 
-    def __post_init__(self) -> None:
-        base = pretrained(self.model)
-        positions = positions_of(base.config)
-        if positions < LENGTH:
-            raise ValueError(
+    def __init__(self, model: nn.Module, wanted: Settings) -> None:
+        self.model, self.wanted = model, wanted
+        config = pretrained(model).config
+        if (positions := positions_of(config)) < LENGTH:
+            raise UnsupportedModelError(
                 f"the checks need {LENGTH} positions and the model has {positions}; patch with check=False"
             )
-        self.n_layers = settings.count_layers(base.config)
-        parameter = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
-        self.device, self.tolerance = device_of(self.model), TOLERANCES.get(parameter.dtype, 1e-1)
+        self.n_layers = settings.count_layers(config)
+        self.read = Readout(model)
+        self.tokens = self.read.draw(1, LENGTH, seed=0)
+        self.marks = Asks.of(wanted.masks(self.n_layers)).spans
+        with recording() as calls:
+            whole = self.rows(self.tokens, PLAIN)
+        if not bool(whole.isfinite().all()):
+            refuse_not_finite(model, self.tokens)
+        self.scale = spread(whole)
+        self.rounding = Rounding(model, precision(model, calls), [PIECES])
         # Rows that nothing reaches are computed alike in both runs, so they differ by rounding at most.
-        self.noise = 10 * torch.finfo(parameter.dtype).eps
-        self.vocabulary = base.config.get_text_config(decoder=True).vocab_size
-        draw = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(self.vocabulary, (LENGTH,), generator=draw).to(self.device)
-        self.marks = Asks.of(self.wanted.masks(self.n_layers)).spans
-        self.takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
-        self.scale = float(self.logits(self.tokens[None], PLAIN).std().nan_to_num(nan=1.0).clamp(min=1e-30))
+        self.noise = 10 * self.rounding.epsilon
 
-    def logits(self, tokens: Tensor, layout: _Layout) -> Tensor:
-        """``[B, N, vocabulary]`` of rows that share a layout."""
-        ids = torch.tensor(layout.ids, device=self.device).expand_as(tokens)
-        positions = torch.tensor(layout.positions, device=self.device).expand_as(tokens)
-        arguments = {"position_ids": positions} if self.takes_positions else {"document_ids": ids}
+    def rows(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """What the model says of rows that share a layout ``[B, N, size]``."""
+        ids = torch.tensor(layout.ids, device=tokens.device).expand_as(tokens)
+        positions = torch.tensor(layout.positions, device=tokens.device).expand_as(tokens)
+        arguments: dict[str, Any] = {"position_ids": positions} if self.read.takes_positions else {"document_ids": ids}
         if layout is PADDED:
             arguments["attention_mask"] = (ids >= 0).long()
-        if self.marks:
-            arguments["span_ids"] = torch.tensor(layout.spans, device=self.device).expand_as(tokens)
-        return self.model(input_ids=tokens, use_cache=False, **arguments).logits.float()
+        return self.read(tokens, **arguments, **self.marked(layout, tokens))
 
-    def influence(self, layout: _Layout) -> Tensor:
+    def marked(self, layout: Layout, tokens: Tensor) -> dict[str, Any]:
+        """The marked spans of a layout, or of its first tokens, where the masks ask for them."""
+        if not self.marks:
+            return {}
+        return {"span_ids": torch.tensor(layout.spans[: tokens.shape[1]], device=tokens.device).expand_as(tokens)}
+
+    def influence(self, layout: Layout) -> Tensor:
         """``[N, changed]``: how much each row moves when one token is changed."""
         changed = self.tokens.repeat(len(CHANGED) + 1, 1)
         for row, column in enumerate(CHANGED, start=1):
-            changed[row, column] = (changed[row, column] + 1 + row) % self.vocabulary
-        logits = self.logits(changed, layout)
-        return _distance(logits[1:], logits[:1]).amax(-1).T.cpu() / self.scale
+            changed[row, column] = self.read.another(int(changed[row, column]), row)
+        rows = self.rows(changed, layout)
+        return distance(rows[1:], rows[:1]).amax(-1).mT.cpu() / self.scale
 
-    def calls(self, layout: _Layout = PLAIN) -> list[Call]:
+    def calls(self, layout: Layout = PLAIN) -> list[Call]:
+        """One call of each attention, in the order of the layers."""
         with recording() as calls:
-            self.logits(self.tokens[None], layout)
-        return sorted(calls, key=lambda call: call.layer)
+            self.rows(self.tokens, layout)
+        # DiffLlama's layers attend twice with the same queries, to one half of the values each: that is one attention.
+        once = {(call.layer, id(call.query)): call for call in calls}
+        return sorted(once.values(), key=lambda call: call.layer)
 
     def every_layer_asks_for_its_mask(self) -> CheckRow:
         asked = {call.layer: call.own for call in self.calls()}
@@ -210,18 +150,21 @@ class _Probe:
         for layout in LAYOUTS:
             calls = {call.mask: call for call in self.calls(layout)}.values()
             for backend in backends:
-                difference = max(_disagreement(call, backend, self.device) for call in calls)
+                difference = max(_disagreement(call, backend, self.tokens.device) for call in calls)
                 name = f"backend '{backend}' = 'reference': {layout.name}"
                 yield CheckRow(name, difference <= TOLERANCES[torch.float32], difference)
 
-    def compare(self, name: str, layout: _Layout, masks: Sequence[Mask], *, exact: bool) -> CheckRow:
+    def compare(self, name: str, layout: Layout, masks: Sequence[Mask], *, exact: bool) -> CheckRow:
         """The influence of tokens on rows against the reach of the masks; ``exact``: each reach must be felt, too."""
         influence = self.influence(layout)
         reach = _reach([layout.allowed(mask) for mask in masks])[:, CHANGED]
         real = torch.tensor(layout.ids)[:, None] >= 0
         leaks = torch.where(real & ~reach, influence, 0.0)
+        lost = (real & ~influence.isfinite()).any(-1)
         detail = ""
-        if leaks.max() > self.noise:
+        if lost.any():
+            detail = f"(row {int(lost.nonzero()[0])} is not finite)"
+        elif leaks.max() > self.noise:
             row, column = divmod(int(leaks.argmax()), len(CHANGED))
             detail = f"(row {row} depends on token {CHANGED[column]}, which is out of its reach)"
         elif exact and (real & reach & (influence == 0)).any():
@@ -231,50 +174,40 @@ class _Probe:
 
     def layouts_agree(self) -> Iterator[CheckRow]:
         """Needs position ids: a model that takes none places padded tokens by column, unpatched too."""
-        if not self.takes_positions:
+        if not self.read.takes_positions:
             return
         for mask, masks in self.own_and_probe():
             with masks:
                 for layout in (PADDED, PACKED):
                     yield self.agree_with_separate_documents(layout, mask)
 
-    def agree_with_separate_documents(self, layout: _Layout, mask: str) -> CheckRow:
-        together, ids = self.logits(self.tokens[None], layout)[0], torch.tensor(layout.ids, device=self.device)
-        difference = 0.0
+    def agree_with_separate_documents(self, layout: Layout, mask: str) -> CheckRow:
+        together, ids = self.rows(self.tokens, layout)[0], torch.tensor(layout.ids, device=self.tokens.device)
+        differences = []
         for document in range(max(layout.ids) + 1):
-            tokens = self.tokens[ids == document]
-            alone = self.logits(tokens[None], _Layout("alone", (0,) * len(tokens)))[0]
-            difference = max(difference, float(_distance(together[ids == document], alone).max()) / self.scale)
-        return CheckRow(f"{layout.name} = each document alone, {mask}", difference <= self.tolerance, difference)
+            tokens = self.tokens[:, ids == document]
+            alone = self.rows(tokens, Layout("alone", (0,) * tokens.shape[1]))[0]
+            differences.append(distance(together[ids == document], alone).amax(-1) / self.scale)
+        return self.verdict(f"{layout.name} = each document alone, {mask}", torch.cat(differences))
 
     def cache_agrees(self) -> Iterator[CheckRow]:
         if any(mask.bind(()).lookahead for mask in self.wanted.masks(self.n_layers)):
             return
+        first = self.marked(PLAIN, self.tokens[:, : PIECES[0]])
         for mask, masks in self.own_and_probe():
             with masks:
-                whole, pieces = self.logits(self.tokens[None], PLAIN), self.cached_logits()
-                difference = float(_distance(torch.cat(pieces, 1), whole).max()) / self.scale
-                yield CheckRow(f"cached decoding = recomputation, {mask}", difference <= self.tolerance, difference)
+                # Without position ids: the model's own positions (RoBERTa's begin at 2) are those of its cache.
+                whole = self.read(self.tokens, **self.marked(PLAIN, self.tokens))
+                pieces = self.read.cached(self.tokens, PIECES, **first)
+                yield self.verdict(f"cached decoding = recomputation, {mask}", relative(pieces, whole))
 
-    def cached_logits(self) -> list[Tensor]:
-        """The logits of a text that comes in pieces."""
-        cache, pieces = None, []
-        marked = {"span_ids": torch.tensor([PLAIN.spans[: LENGTH - 4]], device=self.device)} if self.marks else {}
-        for tokens in self.tokens[None].split([LENGTH - 4, 1, 1, 2], dim=1):
-            output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **marked)
-            cache, marked = output.past_key_values, {}
-            pieces.append(output.logits.float())
-        return pieces
+    def verdict(self, name: str, differences: Tensor) -> CheckRow:
+        return CheckRow(name, self.rounding.forgives(differences), float(differences.max()))
 
     def own_and_probe(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
         own = {layer: self.wanted.mask_of(layer) for layer in range(self.n_layers)}
         yield "its own masks", _masks(self.model, own, default=ITSELF)
         yield f"'{PROBE}'", _masks(self.model, {}, default=PROBE)
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
-    return (one - other).abs().nan_to_num(nan=torch.inf)
 
 
 def _disagreement(call: Call, backend: str, device: torch.device) -> float:
@@ -294,7 +227,7 @@ def _disagreement(call: Call, backend: str, device: torch.device) -> float:
         masked_attention(query, key, value, call.mask, documents=call.documents, backend=name, features=call.features)
         for name in (backend, "reference")
     )
-    return float(_distance(one, other).max())
+    return float(distance(one, other).max())
 
 
 def _reach(layers: Sequence[Tensor]) -> Tensor:

@@ -258,10 +258,11 @@ def _takes_a_batch(model: PreTrainedModel) -> bool:
 
 def require_checks(model: nn.Module) -> None:
     report = check_model(model)
-    if not report.passed:
+    failed = [str(row) for row in report.rows if not row.passed]
+    if failed:
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not keep its mask, so it was left unpatched (check=False patches it all the "
-            f"same):\n{report}"
+            f"{type(model).__name__} does not keep its mask ({len(failed)} of {len(report.rows)} checks fail), so it "
+            "was left unpatched (check=False patches it all the same):\n" + "\n".join(failed)
         )
 
 

@@ -158,9 +158,9 @@ def not_a_number(monkeypatch, model):
 _original_masked_attention = attention.masked_attention
 
 
-@pytest.fixture
-def model():
-    yield patch_model(build("llama"), "offsets:1,4", layers={1: "window:3|sinks:2"})
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def model(request):
+    yield patch_model(build("llama").to(request.param), "offsets:1,4", layers={1: "window:3|sinks:2"}, check=False)
     AttentionMaskInterface.register("hf_masking", attention.describe_batch)
 
 
