@@ -53,7 +53,7 @@ def attend(
                 keys, values = keys[:, key_heads], values[:, key_heads]
             queries = query[rows, heads][:, :, segment.queries]
             part = _one(queries, keys, values, segment.bind(member), segment.lengths, scale, dropout)
-            output[rows, heads, segment.queries] = part
+            output[rows, heads, segment.queries] = part.to(output.dtype)  # under autocast they differ
     if not documents.segments:
         # Nothing but padding: 0 that still depends on the inputs, so that a backward finds its way.
         nothing = torch.ones((), dtype=torch.bool, device=query.device)

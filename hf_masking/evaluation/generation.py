@@ -1,24 +1,24 @@
 """Does every mode of `generate` give what recomputation without a cache would give?
 
 The sequences that a mode has written are read once more in one forward without a cache. Its logits must be those that
-the mode has seen, step by step, and its tokens those that follow from them: the greatest, or the ones that the same
-seed draws.
+the mode has seen, step by step, and the written tokens those that follow from them: the greatest, or the ones that the
+same seed draws. Sequences are not compared: in half precision rounding decides between tokens that are nearly equal.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from ..masks import Mask
 from ..modeling import (
-    TOLERANCES,
     CheckReport,
     CheckRow,
     evaluating,
@@ -29,7 +29,10 @@ from ..modeling import (
     pretrained,
     unpatch_model,
 )
+from ..modeling.attention import recording
 from ..modeling.cache import ROLLBACK
+from ..modeling.readout import Readout
+from ..modeling.rounding import Rounding, precision, relative, spread
 from ..modeling.spans import Asks
 
 NEW = 10  # tokens that a mode writes
@@ -55,18 +58,22 @@ def check_generation(
         A row for each mode, with the greatest difference of its logits, relative to their standard deviation.
 
     Raises:
-        ValueError: the model is not patched, or too short for the prompts that are asked for.
+        ValueError: the model is not patched, cannot generate, or is too short for the prompts that are asked for.
     """
     if not (masks := layer_masks(model)):
         raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
-    longest = positions_of(pretrained(model).config) - 3 * new_tokens
+    base = pretrained(model)
+    if not base.can_generate():
+        raise ValueError(
+            f"{type(base).__name__} cannot generate, having no language-model head; check_model(model) checks it"
+        )
+    longest = positions_of(base.config) - 3 * new_tokens
     if longest < 2 or any(not 2 <= length <= longest for length in lengths or ()):
         raise ValueError(f"prompts of {list(lengths or ())} tokens, expected 2 to {longest} for this model")
     wanted = list(lengths) if lengths else borders(masks)
     fitting = [length for length in wanted if length <= longest] or [longest]
-    base = pretrained(model)
     with evaluating(model), torch.no_grad(), _plain_generation(base, new_tokens):
-        probe = _Probe(base)
+        probe = _Probe(base, fitting, new_tokens)
         rows = []
         for name, mode in MODES.items():
             on_mode(name)
@@ -110,17 +117,20 @@ def _plain_generation(model: PreTrainedModel, new_tokens: int) -> Iterator[None]
 class _Probe:
     """A model, and what the modes ask of it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-        self.device, self.tolerance = parameter.device, TOLERANCES.get(parameter.dtype, 1e-1)
-        self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    def __init__(self, model: PreTrainedModel, lengths: Sequence[int], new_tokens: int) -> None:
+        self.model, self.read = model, Readout(model)
+        self.texts = [(length, *(1,) * new_tokens) for length in lengths]
         asks = Asks.of(layer_masks(model))
         self.marks, self.prompt_is_prefix = asks.spans, asks.prefix_only
 
+    @functools.cached_property
+    def rounding(self) -> Rounding:
+        with recording() as calls:
+            self.recomputed(self.prompt(1, 4), 1, 1)
+        return Rounding(self.model, precision(self.model, calls), self.texts)
+
     def prompt(self, rows: int, length: int) -> Tensor:
-        draw = torch.Generator().manual_seed(_SEED)
-        return torch.randint(self.vocabulary, (rows, length), generator=draw).to(self.device)
+        return self.read.draw(rows, length, _SEED)
 
     def generate(self, prompt: Tensor, **options: Any) -> Any:
         torch.manual_seed(_SEED)
@@ -132,100 +142,101 @@ class _Probe:
         inputs = {} if "inputs_embeds" in options else {"inputs": prompt}
         return self.model.generate(**inputs, return_dict_in_generate=True, **options)
 
-    def recomputed(self, sequences: Tensor, prompt: int) -> Tensor:
-        """``[B, N, vocabulary]`` in one forward without a cache; the first ``prompt`` tokens are the prefix, if any."""
-        marked = {"prefix_lengths": [prompt] * len(sequences)} if self.marks else {}
-        return self.model(input_ids=sequences, use_cache=False, **marked).logits.float()
-
-    def difference(self, seen: Tensor, sequences: Tensor, prompt: int, *, drawn: bool = False) -> float:
-        """Between the logits that a mode has seen for its new tokens ``[B, n, vocabulary]`` and the recomputed ones.
+    def recomputed(self, sequences: Tensor, prompt: int, last: int) -> Tensor:
+        """The logits of the last tokens ``[B, last, vocabulary]`` in one forward without a cache.
 
         Parameters:
+            sequences: ``[B, N]``.
+            prompt: tokens at the start that are the prefix, if the masks ask for one.
+        """
+        arguments: dict[str, Any] = {"prefix_lengths": [prompt] * len(sequences)} if self.marks else {}
+        if self.read.takes_positions:
+            # Those that `generate` gives: RoBERTa's own begin elsewhere.
+            arguments["position_ids"] = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
+        return self.read(sequences, last=last, **arguments)
+
+    def difference(self, seen: Tensor, sequences: Tensor, prompt: int, *, drawn: bool = False) -> Tensor:
+        """How far each new token ``[B, n]`` is from what the recomputed logits make of it, and these from those seen.
+
+        Parameters:
+            seen: the logits that a mode has seen for its new tokens ``[B, n, vocabulary]``.
             sequences: prompt and new tokens ``[B, N]``.
             prompt: tokens in the prompt that is the prefix.
             drawn: the tokens are those that the seed draws, not the greatest.
         """
-        logits = self.recomputed(sequences, prompt)[:, -seen.shape[1] - 1 : -1]
-        scale = _scale(logits)
-        written = sequences[:, -seen.shape[1] :]
-        worst = _largest(seen.float() - logits) / scale
+        new = seen.shape[1]
+        logits, written = self.recomputed(sequences, prompt, new + 1)[:, :-1], sequences[:, -new:]
         if drawn:
+            # From what the mode has seen: rounding may decide what the recomputed probabilities would have drawn.
             torch.manual_seed(_SEED)
-            steps = logits.softmax(-1).unbind(1)
-            again = torch.stack([torch.multinomial(step, 1)[:, 0] for step in steps], dim=1)
-            return worst if torch.equal(again, written) else float("inf")
-        # A token that is not the greatest may be one of two that are equal but for rounding.
-        below = logits.amax(-1) - logits.gather(-1, written[..., None])[..., 0]
-        return max(worst, _largest(below) / scale)
+            again = [torch.multinomial(step.softmax(-1), 1) for step in seen.unbind(1)]
+            wrong = torch.where(torch.cat(again, 1) == written, 0.0, torch.inf)
+        else:
+            # A token that is not the greatest may be one of two that are equal but for rounding.
+            wrong = (logits.amax(-1) - logits.gather(-1, written[..., None])[..., 0]) / spread(logits)
+        return torch.maximum(relative(seen, logits), wrong)
 
 
-def _largest(differences: Tensor) -> float:
-    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
-    return float(differences.abs().nan_to_num(nan=torch.inf).max())
-
-
-def _scale(logits: Tensor) -> float:
-    return float(logits.std().nan_to_num(nan=1.0).clamp(min=1e-30))
-
-
-def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], float], lengths: Sequence[int]) -> CheckRow:
-    worst, detail = 0.0, ""
+def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], Tensor], lengths: Sequence[int]) -> CheckRow:
+    worst = 0.0
     for length in lengths:
         try:
-            difference = mode(probe, length)
+            differences = mode(probe, length)
+            worst = max(worst, float(differences.max()))
+            if not probe.rounding.forgives(differences):
+                return CheckRow(name, False, float(differences.max()), f"(prompts of {length} tokens)")
         except _NotHereError as reason:
             return CheckRow(name, True, 0.0, f"(not run: {reason})")
         except (ValueError, RuntimeError) as error:
             return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {error})")
-        if difference > worst:
-            worst, detail = difference, f"(prompts of {length} tokens)"
-    return CheckRow(name, worst <= probe.tolerance, worst, "" if worst <= probe.tolerance else detail)
+    return CheckRow(name, True, worst)
 
 
 class _NotHereError(Exception):
     """A mode that this model, mask or machine does not have."""
 
 
-def _greedy(probe: _Probe, length: int, rows: int = 2, drawn: bool = False, **options: Any) -> float:
+def _greedy(probe: _Probe, length: int, rows: int = 2, drawn: bool = False, **options: Any) -> Tensor:
     prompt = probe.prompt(rows, length)
     result = probe.generate(prompt, **options)
     return probe.difference(torch.stack(result.logits, 1), result.sequences, length, drawn=drawn)
 
 
-def _sampling(probe: _Probe, length: int, **options: Any) -> float:
+def _sampling(probe: _Probe, length: int, **options: Any) -> Tensor:
     return _greedy(probe, length, drawn=True, do_sample=True, top_k=0, **options)
 
 
-def _beams(probe: _Probe, length: int, **options: Any) -> float:
-    """The score of each beam is that of its tokens; the beams are those of `generate` without a cache."""
-    prompt = probe.prompt(2, length)
-    options |= {"num_beams": 3, "num_return_sequences": 3, "output_scores": True, "top_k": 0}
-    result = probe.generate(prompt, **options)
-    written = result.sequences[:, length:]
-    logits = probe.recomputed(result.sequences, length)[:, length - 1 : -1]
-    scores = logits.log_softmax(-1).gather(-1, written[..., None])[..., 0].mean(-1)
-    worst = _largest(scores - result.sequences_scores)
-    if not probe.marks:  # a prefix is frozen in a cache: without one `generate` cannot say it
-        again = probe.generate(prompt, use_cache=False, **options)
-        worst = worst if torch.equal(again.sequences, result.sequences) else float("inf")
-    return worst
+def _beams(probe: _Probe, length: int, **options: Any) -> Tensor:
+    """Whatever beam search has seen of whichever beam is what its tokens have: what follows from it is arithmetic."""
+    steps: list[tuple[Tensor, Tensor]] = []
+
+    def record(sequences: Tensor, scores: Tensor) -> Tensor:
+        steps.append((sequences.clone(), scores.clone()))
+        return scores
+
+    processors = LogitsProcessorList([record])
+    probe.generate(probe.prompt(2, length), num_beams=3, top_k=0, logits_processor=processors, **options)
+    found = [
+        relative(seen[:, None], probe.recomputed(sequences, length, 1).log_softmax(-1)) for sequences, seen in steps
+    ]
+    return torch.cat(found, 1)
 
 
-def _beam_sampling(probe: _Probe, length: int) -> float:
+def _beam_sampling(probe: _Probe, length: int) -> Tensor:
     return _beams(probe, length, do_sample=True)
 
 
-def _prompt_lookup(probe: _Probe, length: int) -> float:
+def _prompt_lookup(probe: _Probe, length: int) -> Tensor:
     prompt = probe.prompt(1, (length + 1) // 2).repeat(1, 2)[:, :length]
     result = probe.generate(prompt, prompt_lookup_num_tokens=3)
     return probe.difference(torch.stack(result.logits, 1), result.sequences, length)
 
 
-def _assisted(probe: _Probe, length: int) -> float:
+def _assisted(probe: _Probe, length: int) -> Tensor:
     return _greedy(probe, length, rows=1, assistant_model=_draft(probe))
 
 
-def _assisted_patched(probe: _Probe, length: int) -> float:
+def _assisted_patched(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
         raise _NotHereError("a draft model takes back a part of its prefix")
     draft = _draft(probe)
@@ -243,7 +254,7 @@ def _draft(probe: _Probe) -> PreTrainedModel:
     return draft
 
 
-def _chunked_prefill(probe: _Probe, length: int) -> float:
+def _chunked_prefill(probe: _Probe, length: int) -> Tensor:
     options: dict[str, Any] = {"prefill_chunk_size": max(1, length // 3)}
     if probe.marks:
         # A prefix comes in one call, so it is that of the first chunk.
@@ -254,35 +265,36 @@ def _chunked_prefill(probe: _Probe, length: int) -> float:
     return _greedy(probe, length, **options)
 
 
-def _turns(probe: _Probe, length: int) -> float:
+def _turns(probe: _Probe, length: int) -> Tensor:
     first = probe.generate(probe.prompt(2, length))
     text = torch.cat([first.sequences, probe.prompt(2, 5)], dim=1)
     second = probe.generate(text, past_key_values=first.past_key_values)
     return probe.difference(torch.stack(second.logits, 1), second.sequences, length)
 
 
-def _left_padding(probe: _Probe, length: int) -> float:
+def _left_padding(probe: _Probe, length: int) -> Tensor:
     """Unequal prompts in one batch; each is recomputed alone and unpadded."""
     lengths = [length, length - 1, max(1, length // 2)]
-    prompt, attention_mask = probe.prompt(3, length), torch.ones(3, length, dtype=torch.long, device=probe.device)
+    prompt, attention_mask = probe.prompt(3, length), torch.ones(3, length, dtype=torch.long, device=probe.read.device)
     for row, real in enumerate(lengths):
         attention_mask[row, : length - real] = 0
     result = probe.generate(prompt, attention_mask=attention_mask)
     logits = torch.stack(result.logits, 1)
-    return max(
+    found = [
         probe.difference(logits[row, None], result.sequences[row, None, length - real :], real)
         for row, real in enumerate(lengths)
-    )
+    ]
+    return torch.cat(found)
 
 
-def _embeddings(probe: _Probe, length: int) -> float:
+def _embeddings(probe: _Probe, length: int) -> Tensor:
     prompt = probe.prompt(2, length)
     embeddings = probe.model.get_input_embeddings()(prompt)
     result = probe.generate(prompt, inputs_embeds=embeddings)
     return probe.difference(torch.stack(result.logits, 1), torch.cat([prompt, result.sequences], 1), length)
 
 
-def _static(probe: _Probe, length: int) -> float:
+def _static(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
         raise _NotHereError("a static cache cannot say a prefix")
     if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.graded().leaves):
@@ -293,30 +305,24 @@ def _static(probe: _Probe, length: int) -> float:
     return _greedy(probe, length, cache_implementation="static")
 
 
-def _offloaded(probe: _Probe, length: int) -> float:
-    if probe.device.type == "cpu":
+def _offloaded(probe: _Probe, length: int) -> Tensor:
+    if probe.read.device.type == "cpu":
         raise _NotHereError("it needs an accelerator")
     return _greedy(probe, length, cache_implementation="offloaded")
 
 
-def _return_sequences(probe: _Probe, length: int) -> float:
+def _return_sequences(probe: _Probe, length: int) -> Tensor:
     return _sampling(probe, length, num_return_sequences=3)
 
 
-def _forward_by_forward(probe: _Probe, length: int) -> float:
+def _forward_by_forward(probe: _Probe, length: int) -> Tensor:
     """The model's own forward with a cache: the prompt, then several tokens, then one by one."""
     tokens = probe.prompt(2, length + 8)
     marked: dict[str, Any] = {"prefix_lengths": [length] * 2} if probe.marks else {}
-    cache, logits = None, []
-    for piece in tokens.split([length, 4, 1, 1, 2], dim=1):
-        output = probe.model(input_ids=piece, past_key_values=cache, use_cache=True, **marked)
-        cache, marked = output.past_key_values, {}
-        logits.append(output.logits.float())
-    whole = probe.recomputed(tokens, length)
-    return _largest(torch.cat(logits, 1) - whole) / _scale(whole)
+    return relative(probe.read.cached(tokens, (length, 4, 1, 1, 2), **marked), probe.read(tokens, **marked))
 
 
-MODES: dict[str, Callable[[_Probe, int], float]] = {
+MODES: dict[str, Callable[[_Probe, int], Tensor]] = {
     "greedy": _greedy,
     "sampling": _sampling,
     "several return sequences": _return_sequences,

@@ -11,13 +11,11 @@ from .patch import patch_model, patched, unpatch_model
 from .pretrained import base_model_of, from_pretrained, load
 from .record import layer_masks, pretrained, settings_of
 from .report import CheckReport, CheckRow
-from .rounding import TOLERANCES
 from .shape import positions_of, shape_of
 from .sharing import sharing_weights
 from .spans import prefix_cache
 
 __all__ = [
-    "TOLERANCES",
     "CheckReport",
     "CheckRow",
     "base_model_of",

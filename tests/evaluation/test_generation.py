@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from transformers import AutoModel, AutoModelForCausalLM, RobertaConfig
 
 from hf_masking.evaluation import check_generation, generation
 from hf_masking.evaluation.generation import MODES, borders
@@ -12,7 +13,7 @@ from hf_masking.modeling import batch, cache, patch_model, reading, spans
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
 
-from ..modeling.families import OWN_WINDOWS, build
+from ..modeling.families import CONFIGS, OWN_WINDOWS, build
 
 OLD = Version(transformers.__version__) < Version("5.23")
 FAMILIES = ["gpt2", "llama", "mistral", "gemma3"]
@@ -169,3 +170,20 @@ def test_what_is_not_a_number_fails(monkeypatch):
     model = patch_model(build("llama"), "window:4", check=False)
     model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
     assert not check_generation(model, lengths=[9, 5]).passed
+
+
+def test_modes_of_generation_of_a_class_that_cannot_generate():
+    model = patch_model(AutoModel.from_config(CONFIGS["llama"]), "window:3|sinks:1")
+    with pytest.raises(ValueError, match=r"LlamaModel cannot generate, .* check_model\(model\)"):
+        check_generation(model)
+
+
+def test_positions_that_do_not_begin_at_0(monkeypatch):
+    """RoBERTa-like decoders have positions of their own, and `generate` gives others."""
+    names = ("greedy", "sampling", "beams", "forward by forward")
+    monkeypatch.setattr(generation, "MODES", {name: MODES[name] for name in names})
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, vocab_size=97, max_position_embeddings=128, is_decoder=True, initializer_range=0.3)
+    model = patch_model(AutoModelForCausalLM.from_config(config), "window:3|sinks:1", check=False)
+    report = check_generation(model, lengths=[9])
+    assert report.passed, f"\n{report}"
