@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
+from ..files import digest
 from ..interrupts import Interrupted
 from ..modeling import label_of
 from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
@@ -62,6 +63,8 @@ def finetune(
     loaded = _under_mask(model, masks, tokenizer, check=processes.is_main_process)
     description = {
         "model": model,
+        # The folder is claimed by the main process alone, and weights take their time.
+        "model_sha256": digest(Path(model)) if processes.is_main_process and Path(model).is_dir() else None,
         **what_runs(loaded),
         **texts,
         "eval_sha256": eval_text.sha256,

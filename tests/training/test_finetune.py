@@ -1,6 +1,7 @@
 """The training loop: what a step computes, and that a run can be killed anywhere."""
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -138,6 +139,22 @@ def test_the_best_model_is_saved_with_its_mask(tmp_path):
     assert best == min(result.evaluations[step] for step in (3, 6, 9))
     assert step != 9, "the test needs a run that gets worse at its end"
     assert perplexity(loaded, EVAL, context=16, batch_size=8).perplexity == pytest.approx(best, rel=1e-5)
+
+
+def test_what_the_model_came_with_is_measured_and_never_the_best(tmp_path):
+    measured = itertools.count(5)
+
+    def worse_and_worse(model, token_ids):
+        return dataclasses.replace(perplexity(model, token_ids, context=16), perplexity=float(next(measured)))
+
+    result = finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path, evaluate=worse_and_worse)
+    assert result.evaluations == {0: 5, 3: 6, 6: 7, 8: 8}
+    assert result.best == (3, 6)
+    # It is measured before anything is trained, and never again.
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["perplexity"] == 5
+    assert finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path, resume=True).evaluations == result.evaluations
+    expected = perplexity(model(), EVAL, context=16, batch_size=8).perplexity
+    assert finetune(model(), TRAIN, EVAL, SETTINGS).evaluations[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`hf-masking finetune` with what the training gets from outside: streams, trackers, launchers."""
 
+import functools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_masking import from_pretrained
 from hf_masking.cli.console import load_tokenizer
+from hf_masking.cli.terminal import Progression
 from hf_masking.evaluation import Text, load_stream, load_text
 
 from ..cli.conftest import model_folder, run, text_file
@@ -59,6 +61,29 @@ def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
     code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")
     assert code == 2
     assert "holds a run with --shuffle-buffer = 3, and it cannot be resumed with 256" in err
+
+
+def test_progress_is_told_without_a_terminal(run, streamed, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_masking.cli.finetune.Progression", functools.partial(Progression, seconds=0))
+    code, _, err = run("finetune", *streamed, "--output", tmp_path / "run")
+    assert code == 0, err
+    told = [re.sub(r"[\d.,]+ tokens/s|\d+\.\d+", "#", line) for line in err.splitlines()]
+    steps = [f"step {step} of 4: loss #, #" for step in range(1, 5)]
+    evaluations = [f"after step {step} of 4: perplexity #" for step in (0, 2, 4)]
+    assert told[:-1] == [evaluations[0], *steps[:2], evaluations[1], *steps[2:], evaluations[2]]
+    assert "\r" not in err
+
+
+def test_a_run_resumes_on_the_same_model_alone(run, model_folder, streamed, tmp_path):
+    own = shutil.copytree(model_folder, tmp_path / "own")
+    arguments = ["finetune", own, *streamed[1:], "--output", tmp_path / "run"]
+    assert run(*arguments)[0] == run(*arguments, "--resume")[0] == 0
+    retrained = AutoModelForCausalLM.from_pretrained(own)
+    retrained.get_input_embeddings().weight.data += 1
+    retrained.save_pretrained(own)
+    code, _, err = run(*arguments, "--resume")
+    assert code == 2
+    assert "holds a run with model_sha256 = '" in err
 
 
 def test_weights_are_trained_in_float32(run, model_folder, streamed, tmp_path):
