@@ -62,6 +62,8 @@ class Contexts:
 class Source(Protocol):
     """Where the contexts of a step come from: the same in every process, each of which takes its share."""
 
+    def ready(self) -> None: ...
+
     def of_step(self, step: int) -> Contexts: ...
 
 
@@ -76,6 +78,9 @@ class Shuffled:
     contexts: Contexts
     batch_size: int
     seed: int
+
+    def ready(self) -> None:
+        """Nothing is left to be read."""
 
     def of_step(self, step: int) -> Contexts:
         chosen = self.contexts.indices(step, self.batch_size, self.seed)

@@ -172,6 +172,7 @@ class _Trainer:
     def run_to_the_end(self) -> FinetuneResult:
         self.model.train()
         done = self.resume()
+        self.source.ready()  # what is wrong with the text is known before anything is measured
         self.evaluate_if_due(done)  # before the first step, or where a stopped run has not
         first, state = done, random_state(self.accelerator)
         while done < self.settings.steps:

@@ -47,9 +47,13 @@ class Streamed:
         rows = torch.stack([self._draw(place) for place in range(step * self.batch_size, (step + 1) * self.batch_size)])
         return Contexts(rows[:, :-1], rows[:, 1:])
 
-    def _draw(self, place: int) -> Tensor:
+    def ready(self) -> None:
+        """Read ahead as far as the next step needs; a ValueError if the text is too short or cannot be read."""
         while len(self.waiting) < self.stream.buffer:
             self.waiting.append(self._next())
+
+    def _draw(self, place: int) -> Tensor:
+        self.ready()
         # A function of the place, so that there is no state of a generator to save.
         return self.waiting.pop(random.Random(f"{self.seed} {place}").randrange(self.stream.buffer))
 
