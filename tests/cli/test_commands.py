@@ -298,7 +298,7 @@ def test_check_of_a_mask_with_lookahead(run, model_folder):
 
 
 def test_check_fails_with_code_1(run, model_folder, monkeypatch):
-    monkeypatch.setattr(generation, "MODES", {"greedy": lambda probe, length: 1.0})
+    monkeypatch.setattr(generation, "MODES", {"greedy": lambda probe, length: torch.ones(1, 1)})
     code, out, _ = run("check", model_folder, "--mask", "window:4", "--length", "9")
     assert code == 1 and "FAILED" in out and "prompts of 9 tokens" in out
 
