@@ -1,5 +1,7 @@
 """The names that the spec language knows. A new static pattern is one line here."""
 
+import importlib
+
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
 from .causal import Causal
@@ -32,5 +34,12 @@ PATTERNS: dict[str, type[Mask]] = {
     )
 }
 
-# With those that look at the content, which enter themselves (see `hf_masking.adaptive`).
+# With the adaptive ones, which enter themselves when their package is imported.
 KNOWN: dict[str, type[Mask]] = dict(PATTERNS)
+
+
+def known() -> dict[str, type[Mask]]:
+    """Return the class of every mask that a spec may name."""
+    # Not at the top: adaptive masks are built on static ones.
+    importlib.import_module("hf_masking.adaptive")
+    return KNOWN

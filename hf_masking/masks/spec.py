@@ -18,7 +18,7 @@ from .compositions import MAX_DEPTH, Difference, Intersection, Union
 from .mask import Mask
 from .per_head import PerHead
 from .progression import FOREVER
-from .registry import KNOWN
+from .registry import known
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
 MAX_LENGTH = 10_000  # characters of a spec: one comes from anywhere, and must not cost minutes to read
@@ -142,10 +142,10 @@ class _Parser:
             raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
 
     def pattern(self) -> Mask:
-        name = self.advance()
-        if name.text not in KNOWN:
-            nearest = difflib.get_close_matches(name.text, [*KNOWN, PerHead.name], n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(KNOWN)}, {PerHead.name}[...]"
+        name, patterns = self.advance(), known()
+        if name.text not in patterns:
+            nearest = difflib.get_close_matches(name.text, [*patterns, PerHead.name], n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(patterns)}, {PerHead.name}[...]"
             raise self.error(f"unknown mask {name.text!r}; {hint}", name)
         arguments: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -156,7 +156,7 @@ class _Parser:
             while self.accept(","):
                 self.argument(arguments, keywords)
         try:
-            return KNOWN[name.text].from_arguments(tuple(arguments), keywords)
+            return patterns[name.text].from_arguments(tuple(arguments), keywords)
         except ValueError as error:
             raise self.error(str(error), start) from None
 

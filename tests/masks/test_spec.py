@@ -2,6 +2,8 @@
 
 import pickle
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -147,3 +149,9 @@ def test_random_strings_raise_nothing_but_the_parsers_error():
         except MaskSyntaxError:
             pass
     assert parsed > 200
+
+
+def test_adaptive_masks_are_known_to_whoever_imports_masks_alone():
+    script = "from hf_masking.masks import Mask; print(Mask.parse('span:max=8|sinks:1'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "span:max=8|sinks:1\n", done.stderr
