@@ -20,6 +20,7 @@ from .run_folder import writing
 
 logger = logging.getLogger(__name__)
 _SEAL = "engine.json"
+_NAME = re.compile(r"step-(?P<steps>\d{6,})")
 
 
 class Checkpoints:
@@ -52,6 +53,7 @@ class Checkpoints:
         Raises:
             ValueError: all of them are damaged, or the newest whole one is another engine's.
         """
+        by_main(self.accelerator, self._tell_of_others)
         damaged: dict[Path, str] = {}
         for steps in reversed(by_main(self.accelerator, self._found)):
             checkpoint = self.path(steps)
@@ -64,7 +66,8 @@ class Checkpoints:
                     logger.warning("the checkpoint %s is damaged (%s); going on from %s", path, reason, checkpoint.name)
             self.accelerator.load_state(str(checkpoint))
             return steps
-        for path, reason in damaged.items():
+        if damaged:
+            path, reason = next(iter(damaged.items()))
             raise ValueError(
                 f"no checkpoint in {self.folder} can be read: {path.name} is damaged ({reason}); restore one, or give "
                 "another --output to start anew"
@@ -84,12 +87,14 @@ class Checkpoints:
             remove(self.path(old))
 
     def _found(self) -> list[int]:
-        """After how many steps there are checkpoints, in order; whatever else lies there is left alone."""
-        names = [path.name for path in self.folder.glob("step-*")]
-        steps = {name: re.fullmatch(r"step-(\d{6,})", name) for name in names}
-        for name in sorted(name for name, match in steps.items() if match is None):
-            logger.warning("%s is no checkpoint of this run, and is left alone", self.folder / name)
-        return sorted(int(match[1]) for match in steps.values() if match)
+        """After how many steps there are checkpoints, in order."""
+        names = [_NAME.fullmatch(path.name) for path in self.folder.glob("step-*")]
+        return sorted(int(name["steps"]) for name in names if name)
+
+    def _tell_of_others(self) -> None:
+        for path in sorted(self.folder.glob("step-*")):
+            if not _NAME.fullmatch(path.name):
+                logger.warning("%s is no checkpoint of this run, and is left alone", path)
 
     def _damage(self, checkpoint: Path) -> str | None:
         """What is wrong with a checkpoint, the same in every process; a ValueError if another engine wrote it."""
