@@ -163,6 +163,8 @@ class _Probe:
         lost = (real & ~influence.isfinite()).any(-1)
         detail = ""
         if lost.any():
+            # Some kernels give finite numbers where others say that weights are not: SDPA, of a query of NaN.
+            refuse_not_finite(self.model, self.tokens)
             detail = f"(row {int(lost.nonzero()[0])} is not finite)"
         elif leaks.max() > self.noise:
             row, column = divmod(int(leaks.argmax()), len(CHANGED))

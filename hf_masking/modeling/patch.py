@@ -159,7 +159,7 @@ def _settings(
 
 
 def _check_heads(wanted: Settings, config: PreTrainedConfig) -> None:
-    if not settings.count_layers(config):
+    if settings.count_layers(config) < 1:
         raise UnsupportedModelError("the model has no layers, so there is nothing to put a mask into")
     for layer, mask in enumerate(wanted.masks(settings.count_layers(config))):
         n_heads = shape_of(config, layer).query_heads if len(mask.heads) > 1 else 1

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
     BloomConfig,
     GPT2Config,
     LlamaConfig,
@@ -24,17 +25,20 @@ from .conftest import TEXT
 
 LLAMA = LlamaConfig(vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+BERT = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 OTHERS = {
     "positions": (AutoModelForCausalLM, GPT2Config(**GPT2, vocab_size=256, n_positions=32)),
     "vocabulary": (AutoModelForCausalLM, GPT2Config(**GPT2, vocab_size=100)),
     "encoder": (AutoModelForSeq2SeqLM, T5Config(vocab_size=256, d_model=16, d_kv=8, num_layers=1, num_heads=2)),
     "classes": (AutoModelForSequenceClassification, LLAMA),
+    "bert": (AutoModelForCausalLM, BertConfig(**BERT)),
     "alibi": (AutoModelForCausalLM, BloomConfig(vocab_size=256, hidden_size=16, n_layer=1, n_head=2)),
 }
 CONFIGS = {
     "unknown_type": {"model_type": "gpt9"},
     "other_shape": {"hidden_size": 32},
     "no_layers": {"num_hidden_layers": 0},
+    "less_layers": {"num_hidden_layers": -1},
     "words": {"hidden_size": "many"},
     "wrong_mask": {"hf_masking": {"version": 1, "mask": "windw:3"}, "attn_implementation": "hf_masking"},
 }
@@ -77,6 +81,10 @@ def place(tmp_path_factory, model_folder):
         torch.manual_seed(0)
         auto_class.from_config(config).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
+    broken = AutoModelForCausalLM.from_pretrained(model_folder)
+    torch.nn.init.constant_(broken.model.layers[0].self_attn.q_proj.weight[:1, :1], float("nan"))
+    broken.save_pretrained(place / "nan")
+    tokenizer.save_pretrained(place / "nan")
     for name, content in TEXTS.items():
         (place / name).write_bytes(content)
     (place / "void").mkdir()
@@ -194,6 +202,9 @@ MODELS = each(("eval",), [
     ("no model can be loaded from 'unknown_type'", "unknown_type"),
     ("its weights have other shapes than its config.json says", "other_shape"),
     ("the model has no layers", "no_layers"),
+    ("the model has no layers", "less_layers"),
+    ("the weights of LlamaForCausalLM are not finite: model.layers.0.self_attn.q_proj.weight", "nan"),
+    ("only decoders can be patched", "bert"),
     ("can be loaded from 'words'", "words"),
     ("unknown mask 'windw'", "wrong_mask"),
     ("no model can be loaded from 'no_weights'", "no_weights"),
@@ -321,6 +332,7 @@ FINETUNE = each(("finetune", "model", *RUN, "--output"), [
     ("takes 64 positions, and the model has 32", "positions", *RUN, "--context", "64", "--output", "out"),
     ("embeddings for 100", "vocabulary", *RUN, "--output", "out"),
     ("no model can be loaded from 'cut_weights'", "cut_weights", *RUN, "--output", "out"),
+    ("weights of LlamaForCausalLM are not finite", "nan", *RUN, "--output", "out"),
 ])  # fmt: skip
 
 TRIALS = ("--data", "text.txt", "--context", "16", "--steps", "2", "--eval-tokens", "65", "--output", "out")
@@ -345,6 +357,7 @@ COMPARE = each(("compare", "model", *TRIALS, "--mask", "causal"), [
     ("takes 64 positions, and the model has 32", "positions", *TRIALS, "--context", "64"),
     ("embeddings for 100", "vocabulary", *TRIALS),
     ("no model can be loaded from 'cut_weights'", "cut_weights", *TRIALS),
+    ("weights of LlamaForCausalLM are not finite", "nan", *TRIALS),
 ])  # fmt: skip
 
 BENCH = each(("bench", "--length", "16", "--rounds", "1", "--mask", "causal"), [
