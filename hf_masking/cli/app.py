@@ -96,11 +96,11 @@ def _quietly(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*arguments: Any, **values: Any) -> None:
-        # Here torch is imported, and not before: `--help` does without.
-        from .console import quiet
-
         try:
             with raised():
+                # Here torch is imported, and not before: `--help` does without.
+                from .console import quiet
+
                 quiet()
                 function(*arguments, **values)
         except KeyboardInterrupt as stop:

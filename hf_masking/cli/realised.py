@@ -11,7 +11,7 @@ from ..evaluation import STDLIB, Text, encode, load_text
 from ..files import written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
-from ..modeling import check_fits, effective_weights, evaluating, patched, shape_of
+from ..modeling import check_fits, effective_weights, evaluating, label_of, patched, shape_of
 from .commands.show import RealisedOptions
 from .console import check_picture, check_vocabulary, load_model, load_tokenizer, say_written
 from .terminal import signs
@@ -31,15 +31,16 @@ def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None
     check_fits(model, tokens, tokens.shape[1])
     with patched(model, mask, check=False), evaluating(model):
         layers = [layer[0] for layer in effective_weights(model, input_ids=tokens, use_cache=False)]
+        name = label_of(model)
     layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]
     shown = _chosen(layers, options, shape_of(model.config).query_heads)
-    title = f"{mask}, layer {options.layer % len(layers)}, head {options.head}"
+    title = f"{name}, layer {options.layer % len(layers)}, head {options.head}"
     if png is not None:
         with written_aside(png) as aside:
             draw_weights_png(shown, title, aside)
         say_written(png)
     drawn = f"{draw_weights_text(shown, **signs())}\n" if shown.shape[0] <= widest else ""
-    return drawn + _figures(mask, shown, layers)
+    return drawn + _figures(name, shown, layers)
 
 
 def _chosen(layers: list[Tensor], options: RealisedOptions, n_heads: int) -> Tensor:
@@ -52,7 +53,7 @@ def _chosen(layers: list[Tensor], options: RealisedOptions, n_heads: int) -> Ten
     return heads[options.head * len(heads) // n_heads]
 
 
-def _figures(mask: Mask, shown: Tensor, layers: list[Tensor]) -> str:
+def _figures(mask: str, shown: Tensor, layers: list[Tensor]) -> str:
     n = shown.shape[0]
     causal = n * (n + 1) // 2
     ahead = int((shown.triu(1) > 0).sum())
