@@ -2,6 +2,7 @@
 
 from .backends import BACKENDS, check_backend, takes_gaps
 from .masked_attention import masked_attention
+from .operators import name_of
 from .probabilities import attention_with_probabilities
 from .weights import log_weights
 
@@ -11,5 +12,6 @@ __all__ = [
     "check_backend",
     "log_weights",
     "masked_attention",
+    "name_of",
     "takes_gaps",
 ]

@@ -6,7 +6,6 @@ import functools
 import logging
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..masks import Mask
@@ -67,6 +66,11 @@ def choose(
     return Choice("sdpa", min(estimates, default=_Estimate(0.0, "nothing but padding")).reason)
 
 
+def few_pairs(n_queries: int, n_keys: int) -> bool:
+    """Return whether there are so few that dense attention is taken without asking what a plan would cost."""
+    return n_queries == 1 or n_queries * n_keys <= _FEW_PAIRS
+
+
 class _Estimate(NamedTuple):
     """What a plan would save against dense attention, for one head, and what speaks for dense attention."""
 
@@ -90,8 +94,7 @@ def _estimate(mask: Mask, lengths: Lengths) -> _Estimate:
 
 def log(choice: Choice, mask: Mask) -> None:
     """Log a choice once per mask and reason."""
-    if not torch.compiler.is_compiling():  # a log call would break the graph
-        _log_once(choice, mask)
+    _log_once(choice, mask)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,13 +30,24 @@ _KERNELS: dict[type, ModuleType] = {
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One document of one row, and the parts that are computed for some of the query heads."""
 
     row: int
     segment: Segment
     parts: tuple[Part | Selected, ...]
     heads: slice
+
+
+class Problem(NamedTuple):
+    """What is computed, and on what: queries, keys, values and sink logits in one precision."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sink_logits: Tensor | None
+    tasks: Sequence[Task]
+    scoring: Scoring
 
 
 class _Kind(NamedTuple):
@@ -51,7 +62,6 @@ class _Kind(NamedTuple):
 _Read = tuple[_Kind, Tensor, Tensor | None]
 
 
-@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,
@@ -73,43 +83,55 @@ def attend(
     if mask.is_adaptive:
         tasks = list(_adaptive_tasks(mask, documents, query.detach(), key.detach(), features))
     else:
-        tasks = list(_tasks(mask, documents, query.shape[0], query.shape[1]))
+        tasks = list(tasks_of(mask, documents, query.shape[0], query.shape[1]))
     seed = int(torch.randint(2**62, ()).item()) if dropout else 0
     scoring = Scoring(scale, softcap, dropout, seed)
-    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
-    # Views are made with the strides of the inputs, and the fused kernel takes the last one for 1 without asking.
-    inputs = [
-        x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(precise), key.to(precise), value.to(precise))
-    ]
-    sinks = None if sink_logits is None else sink_logits.to(precise)
-    reads = _reads(mask, features, query, precise)
+    problem = precisely(query, key, value, sink_logits, tasks, scoring)
+    reads = _reads(mask, features, query, problem.query.dtype)
     # Autocast would turn single products back into half precision.
     with torch.autocast(query.device.type, enabled=False):
         kinds = [kind for kind, *_ in reads]
         tensors = [x for _, *read in reads for x in read]
-        output: Tensor = _Blockwise.apply(*inputs, sinks, tasks, scoring, kinds, *tensors)
+        output: Tensor = _Blockwise.apply(*problem, kinds, *tensors)
     return output.to(query.dtype)
 
 
-def _tasks(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterator[_Task]:
+def precision_of(query: Tensor) -> torch.dtype:
+    """Return the precision in which inputs like this are computed."""
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+def precisely(
+    query: Tensor, key: Tensor, value: Tensor, sink_logits: Tensor | None, tasks: Sequence[Task], scoring: Scoring
+) -> Problem:
+    """Return the inputs as the kernels take them."""
+    precise = precision_of(query)
+    # Views are made with the strides of the inputs, and the fused kernel takes the last one for 1 without asking.
+    q, k, v = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(precise), key.to(precise), value.to(precise))
+    )
+    return Problem(q, k, v, None if sink_logits is None else sink_logits.to(precise), tasks, scoring)
+
+
+def tasks_of(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterator[Task]:
     members = mask.heads
     size = n_heads // len(members)
     for segment in documents.segments:
         for row in range(batch) if documents.alike else (segment.row,):
             for index, member in enumerate(members):
                 heads = slice(index * size, (index + 1) * size)
-                yield _Task(row, segment, plan_of(segment.bind(member), segment.lengths).parts, heads)
+                yield Task(row, segment, plan_of(segment.bind(member), segment.lengths).parts, heads)
 
 
 def _adaptive_tasks(
     mask: Mask, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]
-) -> Iterator[_Task]:
+) -> Iterator[Task]:
     for segment in documents.segments:
         for row in range(query.shape[0]) if documents.alike else (segment.row,):
             read = tuple(_of_document(one, row, segment) for one in features)
             document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
             for heads, parts in content.parts_by_heads(mask, document):
-                yield _Task(row, segment, parts, heads)
+                yield Task(row, segment, parts, heads)
 
 
 def _of_document(features: Features, row: int, segment: Segment) -> Features:
@@ -130,6 +152,37 @@ def _reads(mask: Mask, features: Sequence[Features], query: Tensor, dtype: torch
     return reads
 
 
+def forward(
+    problem: Problem, kinds: Sequence[_Kind] = (), features: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return the output and its base-2 log-sum-exp ``[B, Hq, Nq, 1]``."""
+    query, key, value, sink_logits, tasks, scoring = problem
+    batch, heads, n_queries, _ = query.shape
+    out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
+    lse = query.new_full((batch, heads, n_queries, 1), -torch.inf)
+    generator, scratch = scoring.generator(query.device), Scratch(query)
+    for task in tasks:
+        columns = task.segment.queries
+        x = Forward(
+            query=query[task.row, task.heads][:, columns],
+            key=key[task.row][:, task.segment.keys],
+            value=value[task.row][:, task.segment.keys],
+            out=out[task.row, task.heads][:, columns],
+            lse=lse[task.row, task.heads][:, columns],
+            first_head=task.heads.start,
+            group=heads // key.shape[1],
+            scratch=scratch,
+            weighings=_weighings(task, kinds, features),
+        )
+        for index, part in enumerate(task.parts):
+            _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
+        if not isinstance(columns, slice):
+            out[task.row, task.heads, columns], lse[task.row, task.heads, columns] = x.out, x.lse
+    if sink_logits is not None:
+        _add_sinks(out, lse, sink_logits)
+    return out, lse
+
+
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -138,34 +191,12 @@ class _Blockwise(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         sink_logits: Tensor | None,
-        tasks: list[_Task],
+        tasks: Sequence[Task],
         scoring: Scoring,
-        kinds: list[_Kind],
+        kinds: Sequence[_Kind],
         *features: Tensor | None,
     ) -> Tensor:
-        batch, heads, n_queries, _ = query.shape
-        out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
-        lse = query.new_full((batch, heads, n_queries, 1), -torch.inf)
-        generator, scratch = scoring.generator(query.device), Scratch(query)
-        for task in tasks:
-            columns = task.segment.queries
-            x = Forward(
-                query=query[task.row, task.heads][:, columns],
-                key=key[task.row][:, task.segment.keys],
-                value=value[task.row][:, task.segment.keys],
-                out=out[task.row, task.heads][:, columns],
-                lse=lse[task.row, task.heads][:, columns],
-                first_head=task.heads.start,
-                group=heads // key.shape[1],
-                scratch=scratch,
-                weighings=_weighings(task, kinds, features),
-            )
-            for index, part in enumerate(task.parts):
-                _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
-            if not isinstance(columns, slice):
-                out[task.row, task.heads, columns], lse[task.row, task.heads, columns] = x.out, x.lse
-        if sink_logits is not None:
-            _add_sinks(out, lse, sink_logits)
+        out, lse = forward(Problem(query, key, value, sink_logits, tasks, scoring), kinds, features)
         ctx.save_for_backward(query, key, value, sink_logits, out, lse, *features)
         ctx.tasks, ctx.scoring, ctx.kinds = tasks, scoring, kinds
         return out
@@ -177,15 +208,16 @@ class _Blockwise(torch.autograd.Function):
                 "backend 'blockwise' has no second derivative; call backward without create_graph=True, "
                 "or use backend='reference'"
             )
-        saved = ctx.saved_tensors
-        with torch.autocast(saved[0].device.type, enabled=False):
-            own, of_features = _gradients(grad_outputs[0], saved, ctx.tasks, ctx.scoring, ctx.kinds)
+        query, key, value, sink_logits, out, lse, *features = ctx.saved_tensors
+        problem = Problem(query, key, value, sink_logits, ctx.tasks, ctx.scoring)
+        with torch.autocast(query.device.type, enabled=False):
+            own, of_features = gradients(grad_outputs[0], problem, out, lse, ctx.kinds, features)
             return (*own, None, None, None, *of_features)
 
 
 def _weighings(
-    task: _Task,
-    kinds: list[_Kind],
+    task: Task,
+    kinds: Sequence[_Kind],
     features: Sequence[Tensor | None],
     gradients: Sequence[Tensor | None] = (),
 ) -> list[Weighing]:
@@ -204,15 +236,16 @@ def _weighings(
     return weighings
 
 
-def _gradients(
+def gradients(
     grad_out: Tensor,
-    saved: tuple[Tensor, ...],
-    tasks: list[_Task],
-    scoring: Scoring,
-    kinds: list[_Kind],
+    problem: Problem,
+    out: Tensor,
+    lse: Tensor,
+    kinds: Sequence[_Kind] = (),
+    features: Sequence[Tensor | None] = (),
 ) -> tuple[tuple[Tensor | None, ...], list[Tensor | None]]:
     """The gradients of query, key, value and sink logits, and those of the features."""
-    query, key, value, sink_logits, out, lse, *features = saved
+    query, key, value, sink_logits, tasks, scoring = problem
     if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
         grad_out = grad_out.contiguous()  # of a sum it is one number, of which products would be made one by one
     delta = torch.linalg.vecdot(grad_out, out)[..., None]

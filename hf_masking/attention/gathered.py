@@ -22,8 +22,6 @@ from .weights import log_weights
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
 
 
-# What it gathers depends on the data, which a compiled graph may not.
-@torch.compiler.disable
 def attend(
     query: Tensor,
     key: Tensor,

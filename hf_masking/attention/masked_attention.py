@@ -13,9 +13,8 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
-from . import automatic
-from .backends import BACKENDS, check_backend, require_fit
-from .weights import checked
+from . import compiled, operators
+from .backends import check_backend, run
 
 
 def masked_attention(
@@ -64,34 +63,30 @@ def masked_attention(
     _check_shapes(query, key, value)
     _check_options(query.shape[1], scale, dropout, softcap, sink_logits)
     check_backend(backend)
-    mask = Mask.parse(mask)
-    check_heads(mask, query.shape[1])
-    batch, _, n_queries, head_size = query.shape
-    described = _as_documents(documents, batch, n_queries, key.shape[2], query.device)
-    options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
-    if backend == "auto":
-        choice = automatic.choose(mask, described, query, key, value, **options)
-        automatic.log(choice, mask)
-        backend = choice.backend
-    require_fit(backend, mask, described)
-    if mask.is_adaptive:
-        options["features"] = checked(features, mask, query, key)
-    elif features:
-        raise ValueError(f"'{mask}' does not look at the content and takes no features; leave features= out")
-    scale = head_size**-0.5 if scale is None else scale
-    # What is chosen must not depend on the way of computing it, as it would if some products were in half precision.
-    autocast = torch.is_autocast_enabled(query.device.type) and not mask.is_adaptive
-    with torch.autocast(query.device.type, enabled=autocast):
-        return BACKENDS[backend].attend(query, key, value, mask, described, scale=scale, **options)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits, "scale": scale}
+    described = _as_documents(documents, query.shape[0], query.shape[2], key.shape[2], query.device)
+    if torch.compiler.is_compiling():
+        name = None if described.scattered else _name_of(str(mask))
+        if name is not None:
+            return compiled.attend(query, key, value, name, described.encode(), backend=backend, **options)
+        return _outside(query, key, value, mask, described, backend=backend, features=features, **options)
+    return run(query, key, value, Mask.parse(mask), described, backend=backend, features=features, **options)
 
 
-def check_heads(mask: Mask, n_heads: int) -> None:
-    """Raises a ValueError unless the masks of a mask by head divide the query heads."""
-    if n_heads % len(mask.heads):
-        raise ValueError(
-            f"{mask} gives {len(mask.heads)} groups of heads, which do not divide {n_heads} query heads; "
-            "give as many masks as divide them"
-        )
+@torch.compiler.disable(
+    reason="adaptive masks, and keys whose positions have gaps, are computed outside the graph; leave fullgraph=True "
+    "out"
+)
+def _outside(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask | str, documents: Documents, **options: Any
+) -> Tensor:
+    return run(query, key, value, Mask.parse(mask), documents, **options)
+
+
+@torch.compiler.assume_constant_result
+def _name_of(spec: str) -> str | None:
+    return operators.name_of(Mask.parse(spec))
 
 
 def _as_documents(

@@ -12,7 +12,7 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from . import reference
-from .masked_attention import check_heads
+from .backends import check_heads
 from .weights import checked
 
 

@@ -31,17 +31,38 @@ def attend_with_probabilities(
     features: Sequence[Features] = (),
 ) -> tuple[Tensor, Tensor]:
     """`attend`, and the probabilities ``[B, Hq, Nq, Nk]`` before dropout."""
-    weights_of_pairs = log_weights(mask, documents, query, key, features) if mask.is_adaptive else None
+    options: dict[str, Any] = {"scale": scale, "dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
+    if mask.is_adaptive:
+        weights = log_weights(mask, documents, query, key, features)
+        return under_mask(query, key, value, weights > -torch.inf, weights, **options)
+    allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
+    return under_mask(query, key, value, allowed, **options)
+
+
+def under_mask(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor,
+    weights_of_pairs: Tensor | None = None,
+    *,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`attend_with_probabilities` to the pairs that are allowed, ``[B, M, Q, K]`` for M groups of query heads.
+
+    Parameters:
+        weights_of_pairs: the logarithms of their weights, in the same shape.
+    """
+    allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], dim=1)
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scores = query @ key.transpose(-2, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    if weights_of_pairs is None:
-        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
-        allowed = allowed.repeat_interleave(query.shape[1] // len(mask.heads), dim=1)
-    else:
-        allowed = weights_of_pairs > -torch.inf
+    if weights_of_pairs is not None:
         scores = scores + weights_of_pairs.masked_fill(~allowed, 0.0)
     scores = scores.masked_fill(~allowed, -torch.inf)
     if sink_logits is not None:

@@ -30,9 +30,7 @@ def attend(
     Raises:
         ValueError: a soft cap or sink logits, which SDPA does not know.
     """
-    if softcap is not None or sink_logits is not None:
-        what = "softcap" if softcap is not None else "sink_logits"
-        raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
+    refuse(softcap, sink_logits)
     if documents.scattered:
         allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
         return under_mask(query, key, value, allowed, scale=scale, dropout=dropout)
@@ -61,6 +59,13 @@ def attend(
     return output
 
 
+def refuse(softcap: float | None, sink_logits: Tensor | None) -> None:
+    """Raise a ValueError for what SDPA does not know."""
+    if softcap is not None or sink_logits is not None:
+        what = "softcap" if softcap is not None else "sink_logits"
+        raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
+
+
 def under_mask(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, scale: float, dropout: float
 ) -> Tensor:
@@ -78,9 +83,10 @@ def under_mask(
         else:
             blind = (allowed == -torch.inf).all(-1, keepdim=True)
             allowed = allowed.masked_fill(blind, 0.0).to(query.dtype)
-    grouped = query.shape[1] != key.shape[1]
+    # In a compiled graph a comparison of sizes is a boolean only where it is branched on.
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     output = scaled_dot_product_attention(
-        query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scale, **grouped
     )
     return output if blind is None else output.masked_fill(blind, 0.0)
 

@@ -8,7 +8,7 @@ import operator
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from ..adaptive import Features
-from ..attention import attention_with_probabilities, masked_attention, takes_gaps
+from ..attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
 from ..masks import Causal, Mask
 from ..plan import Documents
 from . import batch, handle, learned
 from .cache import MaskedLayer, layer_of
+from .in_graph import ADAPTS, EVICTS
 from .own_window import OwnWindow
 from .settings import KEY as IMPLEMENTATION
 
@@ -34,7 +35,7 @@ _ATTENTIONS = "hf_masking_attentions"
 
 # Keyword arguments that reach an attention function and do not touch the scores; what the loss takes is taken out by
 # the hooks before.
-_HARMLESS = {
+HARMLESS = {
     "cache_position",
     "is_causal",
     "logits_to_keep",
@@ -56,6 +57,11 @@ class LayerMask:
     mask: Mask
     backend: str = "auto"
     replace_model_pattern: bool = False
+    spec: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A compiler that has not looked into the mask notices another one by its spec.
+        object.__setattr__(self, "spec", str(self.mask))
 
     def under(self, sliding_window: int | None) -> Mask:
         """Return the mask as it is in a layer with such a window of the model's own."""
@@ -135,9 +141,14 @@ def describe_batch(
             "a static cache keeps no more than the model's own window, which replace_model_pattern=True sets aside; "
             "use the default cache"
         )
-    encoded = handle.encode(batch.documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
-    running = batch.current()
-    if running is not None and running.attentions:
+    running, compiling = batch.current(), torch.compiler.is_compiling()
+    evicts = running is not None and running.cache is not None
+    documents = batch.documents_outside if compiling and evicts else batch.documents
+    encoded = handle.encode(documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
+    if running is None:
+        # `generate` asks ahead of a forward that it compiles: of one shape, whether prompts are padded or not.
+        return encoded.expand(batch_size, -1, -1, -1)
+    if running.attentions and not compiling:
         setattr(encoded, _ATTENTIONS, True)
     return encoded
 
@@ -160,32 +171,78 @@ def attend(
     if layer_mask is None:
         _refuse_without_mask(module)
     _refuse_unknown(module, kwargs)
-    mask = layer_mask.under(sliding_window)
-    cached = _cache_layer(module)
-    features, reads = (), mask
-    if mask.is_adaptive:
-        features, reads = _content(module, mask, cached, query.shape[2], key.shape[2])
-    if cached is not None:
-        cached.bind(mask, reads if takes_gaps(layer_mask.backend) else None)
-    documents = _documents(module, attention_mask, reads, cached, query.shape[2], key.shape[2])
-    if _recorder.calls is not None:
-        layer = int(getattr(module, "layer_idx", 0))
-        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
     options: dict[str, Any] = {
         "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "dropout": dropout,
         "softcap": softcap,
         "sink_logits": s_aux,
-        "features": features,
     }
+    run = _attend_compiled if torch.compiler.is_compiling() else _attend
+    output, probabilities = run(module, query, key, value, attention_mask, layer_mask, sliding_window, options)
+    return output.transpose(1, 2).contiguous(), probabilities
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot: Tensor | None,
+    layer_mask: LayerMask,
+    sliding_window: int | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    mask = layer_mask.under(sliding_window)
+    cached = _cache_layer(module)
+    features: tuple[Features, ...] = ()
+    reads = mask
+    if mask.is_adaptive:
+        features, reads = _content(mask, cached, query.shape[2], key.shape[2])
+    if cached is not None:
+        cached.bind(mask, reads if takes_gaps(layer_mask.backend) else None)
+    documents = _documents(module, slot, reads, cached, query.shape[2], key.shape[2])
+    if _recorder.calls is not None:
+        layer = int(getattr(module, "layer_idx", 0))
+        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
+    described: dict[str, Any] = options | {"features": features}
     probabilities = None
-    if _wants_attentions(attention_mask):
+    if _wants_attentions(slot):
         tell_the_price_once()
-        output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **options)
+        output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **described)
         probabilities = probabilities if cached is None else cached.over_all_columns(probabilities)
     else:
-        output = masked_attention(query, key, value, mask, documents=documents, backend=layer_mask.backend, **options)
-    return output.transpose(1, 2).contiguous(), probabilities
+        output = masked_attention(query, key, value, mask, documents=documents, backend=layer_mask.backend, **described)
+    return output, probabilities
+
+
+def _attend_compiled(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot: Tensor | None,
+    layer_mask: LayerMask,
+    sliding_window: int | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    name = _name_of(layer_mask.spec, layer_mask.replace_model_pattern, sliding_window)
+    running = batch.current()
+    asked = _recorder.calls is not None or (running is not None and running.attentions)
+    if name is None or _cache_layer(module) is not None or asked:
+        return _attend_outside(module, query, key, value, slot, layer_mask, sliding_window, options)
+    if slot is None or not handle.is_handle(slot, query.shape[2] + key.shape[2]):
+        raise _without_positions(module, slot, query.shape[2], key.shape[2])
+    return compiled.attend(query, key, value, name, slot[:, 0], backend=layer_mask.backend, **options), None
+
+
+_attend_outside = torch.compiler.disable(_attend, reason=f"{EVICTS}; {ADAPTS}")
+
+
+@torch.compiler.assume_constant_result
+def _name_of(spec: str, replace_model_pattern: bool, sliding_window: int | None) -> str | None:
+    """What a compiled graph calls the mask of a layer; None for an adaptive one, which it does not compute."""
+    layer_mask = LayerMask(Mask.parse(spec), replace_model_pattern=replace_model_pattern)
+    return name_of(layer_mask.under(sliding_window))
 
 
 def _wants_attentions(slot: Tensor | None) -> bool:
@@ -206,11 +263,7 @@ def _cache_layer(module: nn.Module) -> MaskedLayer | None:
     return None if running is None else layer_of(running.cache, module)
 
 
-# Compiled, it would not find what the hook of the attention module has read.
-@torch.compiler.disable
-def _content(
-    module: nn.Module, mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int
-) -> tuple[tuple[Features, ...], Mask]:
+def _content(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[tuple[Features, ...], Mask]:
     """What the leaves of a mask that looks at the content have read, and the keys that later queries may read."""
     features = _features(mask, cached, n_queries, n_keys)
     return features, _reads(mask, features)
@@ -260,7 +313,11 @@ def _documents(
     described = running is not None and running.new == n_queries and handle.is_handle(slot, n_queries)
     if running is not None and described and cached is not None and len(cached.columns) == n_keys:
         return running.kept(mask, cached.columns)
-    raise ValueError(
+    raise _without_positions(module, slot, n_queries, n_keys)
+
+
+def _without_positions(module: nn.Module, slot: Tensor | None, n_queries: int, n_keys: int) -> ValueError:
+    return ValueError(
         f"{type(module).__name__} was called for {n_queries} queries and {n_keys} keys without this batch's "
         f"positions (its mask slot holds {None if slot is None else list(slot.shape)}); cross-attention, context "
         "parallelism and continuous batching are not supported: call the patched model itself, or "
@@ -282,7 +339,7 @@ def _refuse_without_mask(module: nn.Module) -> NoReturn:
 
 
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in HARMLESS)
     if unknown:
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which hf_masking does not know "

@@ -22,6 +22,7 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import PADDING, ids_from_padding, positions_in_documents
+from .in_graph import EVICTS, refuse_if
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Batch:
 
     seen, new: how many columns are cached, and how many come with this forward.
     ids: the document of each token ``[B, N]``, PADDING for none; None where every token is in document 0.
-    packed: a row may hold several documents.
+    packed: a row may hold several documents; None where nothing was read of the forward.
     spans: the marked span of each token ``[B, N]``, negative for none; None where nobody said.
     cache: the cache, if its layers are `MaskedLayer`s, which know the columns that they keep.
     attentions: the caller wants the attention probabilities.
@@ -44,7 +45,7 @@ class Batch:
     seen: int = 0
     new: int = 0
     ids: Tensor | None = None
-    packed: bool = False
+    packed: bool | None = None
     spans: Tensor | None = None
     cache: Cache | None = None
     attentions: bool = False
@@ -216,7 +217,7 @@ def documents(
         # Its layers keep different keys, and know which.
         return batch.describe(torch.arange(0, device=device))
     ids = batch.ids
-    if ids is None and attention_mask is not None and not batch.new:
+    if ids is None and attention_mask is not None and batch.packed is None:
         ids = ids_from_padding(attention_mask)
     query_columns = torch.arange(q_length, device=device) + q_offset
     columns = torch.arange(kv_offset + kv_length, device=device)
@@ -233,15 +234,20 @@ def documents(
     return whole.of_keys(columns[kv_offset:])
 
 
+# In a graph the number of cached tokens would be a constant, and every step of decoding another graph.
+documents_outside = torch.compiler.disable(documents, reason=EVICTS)
+
+
 def _fitted(x: Tensor, length: int) -> Tensor:
     return nn.functional.pad(x[:, :length], (0, length - min(length, x.shape[1])), value=PADDING)
 
 
 def _refuse_lost_keys(real: Tensor, kv_offset: int, seen: int | Tensor) -> None:
     """A static sliding cache keeps the last columns; with a hole among them a window by positions reaches further."""
-    hole = (~real[:, kv_offset : int(seen)]).any(-1)
-    if bool((hole & real[:, :kv_offset].any(-1)).any()):
-        raise ValueError(
-            "attention_mask has a hole inside the window of a static cache, which has dropped keys that are needed; "
-            "use the default cache"
-        )
+    columns = torch.arange(real.shape[1], device=real.device)
+    hole = (~real & (columns >= kv_offset) & (columns < seen)).any(-1)
+    refuse_if(
+        (hole & real[:, :kv_offset].any(-1)).any(),
+        "attention_mask has a hole inside the window of a static cache, which has dropped keys that are needed; use "
+        "the default cache",
+    )

@@ -24,6 +24,7 @@ from ..adaptive import TopBlocks
 from ..masks import Mask
 from . import learned
 from .batch import Batch, current
+from .in_graph import EVICTS, refuse_if
 from .summaries import BlockSummaries
 
 # So many last tokens can be taken back (assisted decoding does), whatever has been dropped.
@@ -87,6 +88,7 @@ class MaskedLayer(DynamicLayer):
         self.columns = self.columns.to(self.device)
         self.is_initialized = True
 
+    @torch.compiler.disable(reason=EVICTS)
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends the keys and values of new tokens ``[B, H, n, D]``; returns all that are kept, these included."""
         if not self.is_initialized:
@@ -293,8 +295,11 @@ class MaskedLayer(DynamicLayer):
             self._features = self._features.to(self.device, non_blocking=True)
 
 
-def adopt(cache: Cache) -> bool:
+def adopt(cache: Cache, content: bool = False) -> bool:
     """Makes the layers of an empty cache `MaskedLayer`s where all are ordinary; whether they all are.
+
+    Parameters:
+        content: a mask of the model is adaptive, and its features are to be kept beside the keys.
 
     Raises:
         ValueError: the cache changes its keys, or was filled by a model that is not patched.
@@ -302,14 +307,13 @@ def adopt(cache: Cache) -> bool:
     if isinstance(cache, QuantizedCache):
         raise ValueError("a quantized cache changes the keys, so what it gives is not exact; use the default cache")
     if not isinstance(cache, DynamicCache):
-        if not torch.compiler.is_compiling():  # a static cache counts its tokens on the device
-            _refuse_foreign(cache)
-            mark_filled(cache)
+        _refuse_foreign(cache)
+        mark_filled(cache)
         return False
     if cache.get_seq_length():
         _refuse_foreign(cache)
-    elif torch.compiler.is_compiling():
-        # What is kept depends on the data, which a compiled graph may not.
+    elif torch.compiler.is_compiling() and not content:
+        # What is evicted depends on the values of tensors, which a compiled graph does not know.
         _replace(cache, (DynamicSlidingWindowLayer,), DynamicLayer)
     elif all(type(layer) in (*_ORDINARY, MaskedLayer) for layer in cache.layers):
         _replace(cache, _ORDINARY, MaskedLayer)
@@ -324,10 +328,13 @@ def adopt(cache: Cache) -> bool:
 
 
 def _refuse_foreign(cache: Cache) -> None:
-    if not getattr(cache, _FILLED, False) and (seen := int(cache.get_seq_length())):
-        raise ValueError(
-            f"this cache holds {seen} tokens that no patched model has read (it is of the model without its mask, or "
-            "of prefix tuning); start with an empty cache"
+    if not getattr(cache, _FILLED, False):
+        seen = torch.as_tensor(cache.get_seq_length())  # a static cache counts its tokens on the device
+        count = "" if torch.compiler.is_compiling() else f"{int(seen)} "
+        refuse_if(
+            seen > 0,
+            f"this cache holds {count}tokens that no patched model has read (it is of the model without its mask, or "
+            "of prefix tuning); start with an empty cache",
         )
 
 
@@ -345,10 +352,10 @@ def _replace(cache: Cache, old: tuple[type, ...], new: type) -> None:
     cache.layers[:] = [new() if type(layer) in old else layer for layer in cache.layers]
 
 
-def new_cache(config: PreTrainedConfig) -> DynamicCache | None:
+def new_cache(config: PreTrainedConfig, content: bool) -> DynamicCache | None:
     """A cache for a model that would make one itself; None where its layers are of another kind."""
     cache = DynamicCache(config=config)
-    return cache if adopt(cache) else None
+    return cache if adopt(cache, content) else None
 
 
 def layer_of(cache: Cache | None, module: nn.Module) -> MaskedLayer | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,36 +12,43 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from . import batch, reading
+from .attention import HARMLESS
 from .cache import adopt, mark_filled, new_cache, self_attention_cache
 from .settings import KEY
 from .spans import Asks
 
 
 def enter(
-    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, lookahead: int, asks: Asks
+    module: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    names: Sequence[str],
+    lookahead: int,
+    asks: Asks,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: reads the batch, adopts the cache, takes the plugin's own arguments out.
 
     Parameters:
+        names: those of the arguments of the module's forward, in order.
         lookahead: the greatest one of the model's masks, outside of marked spans.
         asks: what the masks ask of a batch.
     """
     running = batch.around(module)
-    names = _parameters(type(module).forward)
     arguments = dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs
     _refuse_encoder_states(module, arguments)
     if running is None:
         _refuse_another_implementation(module)
         kwargs = {name: value for name, value in kwargs.items() if name not in reading.OWN}
         _refuse_generation(arguments, lookahead)
-        cache = _cache(module, arguments)
+        cache = _cache(module, arguments, asks)
         held = self_attention_cache(cache)
-        adopted = held if held is not None and adopt(held) else None
+        adopted = held if held is not None and adopt(held, asks.content) else None
         beside = {
             "attentions": _wants_attentions(module, arguments),
             "for_loss": _for_loss(module, names, kwargs),
         }
-        running = reading.read(arguments, adopted, asks, **beside)
+        running = reading.read(arguments, adopted, asks, caches=cache is not None, **beside)
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
@@ -66,17 +72,11 @@ def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     for value in (*kwargs.values(), *returned):
         if isinstance(value, Cache):
             mark_filled(value)
-            if left.new:  # else nothing was read of this call
+            if left.packed is not None:
                 reading.mark_packed(value, left.packed)
 
 
-@functools.lru_cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what a method takes, without self."""
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | None:
+def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) -> Cache | None:
     """The cache that was given, or the one that the model would make itself."""
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
     if cache is not None:
@@ -85,7 +85,7 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any]) -> Cache | Non
     if not use_cache:
         return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-    return None if checkpoints else new_cache(module.config)
+    return None if checkpoints else new_cache(module.config, asks.content)
 
 
 def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> bool:
@@ -96,7 +96,7 @@ def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> 
 
 def _for_loss(module: PreTrainedModel, names: Sequence[str], kwargs: Mapping[str, Any]) -> frozenset[str]:
     """What the model's loss takes of the arguments that its forward hands on, which it does to its attentions, too."""
-    extra = kwargs.keys() - set(names)
+    extra = kwargs.keys() - set(names) - HARMLESS
     if not extra or "labels" not in names:
         return frozenset()
     return frozenset(extra & inspect.signature(module.loss_function).parameters.keys())

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..adaptive import AdaptiveMask, Features, LayerShape
 from ..masks import Mask
 from . import batch
+from .in_graph import ADAPTS
 from .placement import device_of
 
 logger = logging.getLogger("hf_masking")
@@ -105,7 +106,7 @@ def is_learned(name: str) -> bool:
     return NAME in name.split(".")
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason=ADAPTS)
 def _read(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Attention pre-hook: every leaf reads the hidden states (which GPT-2 passes by position)."""
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -142,6 +143,6 @@ def _tell_once(reason: str) -> None:
     )
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason=ADAPTS)
 def _forget(attention: nn.Module, *_: Any) -> None:
     batch.pop(attention)

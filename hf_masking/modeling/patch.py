@@ -185,9 +185,11 @@ def _apply(
     patch.hooks += adapter_configs.follow(base)
     masks = wanted.masks(settings.count_layers(base.config))
     lookahead = max(mask.bind(()).lookahead for mask in masks)
-    enter = functools.partial(hooks.enter, lookahead=lookahead, asks=Asks.of(masks))
+    asks = Asks.of(masks)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
+            names = tuple(_parameters(module))
+            enter = functools.partial(hooks.enter, names=names, lookahead=lookahead, asks=asks)
             patch.hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             patch.hooks.append(module.register_forward_hook(hooks.leave, with_kwargs=True, always_call=True))
 
@@ -253,7 +255,12 @@ def _is_attention(module: nn.Module) -> bool:
 
 
 def _takes_a_batch(model: PreTrainedModel) -> bool:
-    return {"attention_mask", "past_key_values"} <= set(inspect.signature(type(model).forward).parameters)
+    return {"attention_mask", "past_key_values"} <= set(_parameters(model))
+
+
+def _parameters(model: PreTrainedModel) -> list[str]:
+    """The names of what its forward takes, without self."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
 def require_checks(model: nn.Module) -> None:

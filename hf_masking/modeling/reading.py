@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from ..plan.documents import PADDING, ids_from_padding, ids_from_position_ids, renumbered
 from .batch import Batch
 from .handle import is_handle
+from .in_graph import holds, refuse_if
 from .spans import Asks, check_ids, read_spans, refuse_spans
 
 # Where FlashAttention is told the documents of a flattened batch; collators for it pass all of them.
@@ -20,23 +21,35 @@ OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments t
 _PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
 
 
-def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, **beside: Any) -> Batch:
+def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, caches: bool, **beside: Any) -> Batch:
     """The batch of a forward.
 
     Parameters:
         arguments: those of the forward, by name.
         cache: the cache, if its layers are `MaskedLayer`s.
         asks: what the masks of the model ask of a batch.
+        caches: the forward fills a cache, of whatever kind.
         beside: what a `Batch` says beside its tokens.
     """
     arguments = _with_choices_as_rows(arguments)
+    position_ids = arguments.get("position_ids")
+    # Whether several of these start a new document decides what the cache may be used for.
+    restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
+    flattened = any(arguments.get(name) is not None for name in _FLATTENED)
+    if torch.compiler.is_compiling() and (asks.spans or restarts or flattened):
+        return _read_outside(arguments, cache, asks, beside)
+    return _read(arguments, cache, asks, beside)
+
+
+def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside: dict[str, Any]) -> Batch:
     attention_mask, given = arguments.get("attention_mask"), arguments.get("past_key_values")
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
     if inputs is None or _is_prepared(attention_mask):
         return Batch(**beside)
     rows, new = inputs.shape[:2]
-    seen = int(given.get_seq_length()) if given is not None else 0
+    length = 0 if given is None else given.get_seq_length()
+    seen = _columns_before(length, arguments, new)
     real = _read_padding(attention_mask, rows, seen, new)
     ids = _read_document_ids(arguments.get("document_ids"), rows, seen, new)
     if ids is None and seen and getattr(given, _PACKED, False):
@@ -45,7 +58,7 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, **beside
             f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens), or decode one document a row"
         )
     if ids is None:
-        ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new)
+        ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new, length)
     ids = _with_flattened(ids, arguments, rows, seen, new)
     packed = ids is not None
     if ids is None:
@@ -78,9 +91,25 @@ def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**arguments, **{name: tensor.flatten(end_dim=-2) for name, tensor in given.items()}}
 
 
+_read_outside = torch.compiler.disable(
+    _read,
+    reason="prefix_lengths, span_ids, cu_seq_lens_q and, where a cache is filled, position_ids are read outside the "
+    "graph, since what follows depends on their values; leave fullgraph=True out, or pass use_cache=False for "
+    "position_ids and document_ids instead of cu_seq_lens_q",
+)
+
+
+def _columns_before(length: int | Tensor, arguments: Mapping[str, Any], new: int) -> int:
+    """The number of cached columns; a static cache counts them in a tensor, whose value a compiled graph has not."""
+    if not torch.compiler.is_compiling() or isinstance(length, int):
+        return int(length)
+    covering = (arguments.get(name) for name in ("attention_mask", "document_ids"))
+    return next((x.shape[-1] for x in covering if x is not None), new) - new
+
+
 def _one_if_alike(rows: Tensor | None) -> Tensor | None:
     """Rows that are alike are described, and computed, as one."""
-    return rows if rows is None or not bool((rows == rows[:1]).all()) else rows[:1]
+    return rows if rows is None or not holds((rows == rows[:1]).all()) else rows[:1]
 
 
 def mark_packed(cache: Cache, packed: bool) -> None:
@@ -114,7 +143,7 @@ def _read_padding(attention_mask: Tensor | None, rows: int, seen: int, new: int)
             f"got {list(attention_mask.shape)}"
         )
     real = attention_mask.bool()
-    return None if bool(real.all()) else real
+    return None if holds(real.all()) else real
 
 
 def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
@@ -147,23 +176,24 @@ def _with_flattened(ids: Tensor | None, arguments: Mapping[str, Any], rows: int,
 
 
 def _read_position_ids(
-    position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int
+    position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int, length: int | Tensor
 ) -> Tensor | None:
     """Document ids if the position ids start anew somewhere; positions of several axes (images) say nothing of that."""
     if position_ids is None or position_ids.ndim != 2:
         return None
     position_ids = position_ids.expand(rows, -1)
-    if seen and bool(_starts_anew(position_ids, real, seen).any()):
-        raise ValueError(
-            "position_ids start a new document behind cached tokens; "
-            f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens)"
+    if seen or isinstance(length, Tensor):
+        refuse_if(
+            (_starts_anew(position_ids, real, seen) & (length > 0)).any(),
+            "position_ids start a new document behind cached tokens; pass document_ids of shape [batch, cached and new "
+            "tokens]",
         )
     if new == 1:
         return None
     if real is None:
         real = torch.ones(rows, seen + new, dtype=torch.bool, device=position_ids.device)
     ids = ids_from_position_ids(position_ids, real[:, seen:])
-    if not bool((ids > 0).any()):
+    if not torch.compiler.is_compiling() and not bool((ids > 0).any()):
         return None
     return torch.cat([ids_from_padding(real[:, :seen]), ids], dim=-1)
 

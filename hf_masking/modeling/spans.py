@@ -25,10 +25,12 @@ class Asks:
 
     spans: which tokens are marked.
     prefix_only: no more than where a prefix ends, so that in `generate` it can be the prompt.
+    content: its hidden states, of which a cache keeps what adaptive masks read of the keys.
     """
 
     spans: bool
     prefix_only: bool
+    content: bool
 
     @classmethod
     def of(cls, masks: Iterable[Mask]) -> Asks:
@@ -37,6 +39,7 @@ class Asks:
         return cls(
             spans=not all(mask.is_bound for mask in masks),
             prefix_only=all(mask.bind(((1, 2),)) == mask.bind(()) for mask in masks),
+            content=any(mask.is_adaptive for mask in masks),
         )
 
 

@@ -56,13 +56,11 @@ class Documents:
     key_spans: Tensor | None = None
     scattered: bool = False
 
-    @classmethod
-    @functools.lru_cache(maxsize=16)
-    def single(cls, n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
+    @staticmethod
+    def single(n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
         """One document a row, without padding; the queries are its last positions."""
-        positions = torch.arange(n_keys, dtype=torch.int32, device=device)[None]
-        ids = torch.zeros_like(positions)
-        return cls(positions[:, n_keys - n_queries :], ids[:, n_keys - n_queries :], positions, ids)
+        # A compiled graph would ignore the memo, and warn.
+        return (_single if torch.compiler.is_compiling() else _single_once)(n_queries, n_keys, device)
 
     @classmethod
     def from_ids(cls, ids: Tensor, query_columns: Tensor, spans: Tensor | None = None) -> Documents:
@@ -76,6 +74,26 @@ class Documents:
         positions = positions_in_documents(ids)
         ids = ids.to(torch.int32)
         return cls(positions[:, query_columns], ids[:, query_columns], positions, ids, spans)
+
+    @classmethod
+    def decode(cls, rows: Tensor, n_keys: int) -> Documents:
+        """Return what `encode` made into one tensor."""
+        (key_positions, query_positions), (key_ids, query_ids), *spans = (
+            row.split([n_keys, rows.shape[-1] - n_keys], dim=-1) for row in rows.unbind(1)
+        )
+        return cls(query_positions, query_ids, key_positions, key_ids, spans[0][0] if spans else None)
+
+    def encode(self) -> Tensor:
+        """Return positions and documents, of all keys and then of all queries, int32 ``[B, 2, K + Q]``.
+
+        Where spans are marked a third row has that of each key.
+        """
+        positions = torch.cat([self.key_positions, self.query_positions], dim=-1)
+        ids = torch.cat([self.key_ids, self.query_ids], dim=-1)
+        rows = [positions, ids]
+        if self.key_spans is not None:
+            rows.append(torch.nn.functional.pad(self.key_spans.int(), (0, self.query_ids.shape[-1])))
+        return torch.stack(rows, dim=1)
 
     @property
     def alike(self) -> bool:
@@ -118,6 +136,15 @@ class Documents:
         spans = None if self.key_spans is None else self.key_spans[:, columns]
         positions, ids = self.key_positions[:, columns], self.key_ids[:, columns]
         return replace(self, key_positions=positions, key_ids=ids, key_spans=spans, scattered=True)
+
+
+def _single(n_queries: int, n_keys: int, device: torch.device | str) -> Documents:
+    positions = torch.arange(n_keys, dtype=torch.int32, device=device)[None]
+    ids = torch.zeros_like(positions)
+    return Documents(positions[:, n_keys - n_queries :], ids[:, n_keys - n_queries :], positions, ids)
+
+
+_single_once = functools.lru_cache(maxsize=16)(_single)
 
 
 def _segments_of_row(
@@ -176,8 +203,12 @@ def positions_in_documents(ids: Tensor) -> Tensor:
 
 
 def renumbered(ids: Tensor) -> Tensor:
-    """The same documents under small numbers: ids may be anything an int64 holds, and travel as int32."""
-    return torch.where(ids < 0, PADDING, ids.unique(return_inverse=True)[1])
+    """The same documents of each row under small numbers: ids may be anything an int64 holds, and travel as int32."""
+    order = ids.argsort(dim=-1, stable=True)
+    in_order = ids.gather(-1, order)
+    starts = torch.zeros_like(ids)
+    starts[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    return torch.where(ids < 0, PADDING, torch.empty_like(order).scatter(-1, order, starts.cumsum(-1)))
 
 
 def ids_from_padding(attention_mask: Tensor) -> Tensor:

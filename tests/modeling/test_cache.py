@@ -5,7 +5,6 @@ import functools
 import subprocess
 import sys
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CompileConfig,
     DynamicCache,
     QuantizedCache,
     StaticCache,
@@ -559,17 +557,3 @@ def test_what_has_been_dropped_stays_dropped_when_rows_are_chosen():
     assert held.layers[0].floor >= floor
     with pytest.raises(ValueError, match="it has dropped what the tokens before"):
         held.crop(-20)
-
-
-@pytest.mark.filterwarnings("ignore")  # of the compiler, on what it leaves to Python
-@torch.no_grad()
-def test_a_compiled_static_cache_is_exact():
-    """On an accelerator `generate` compiles static caches by itself; here it is told to, without generating code."""
-    model = patch_model(build("llama"), "window:4|sinks:1", check=False)
-    compiled = CompileConfig(mode="default", backend="aot_eager")
-    compiled._compile_all_devices = True
-    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    expected = model.generate(tokens(2, 9), **settings)
-    with mock.patch.object(torch, "compile", wraps=torch.compile) as compiles:
-        static = model.generate(tokens(2, 9), cache_implementation="static", compile_config=compiled, **settings)
-    assert compiles.called and torch.equal(static, expected)

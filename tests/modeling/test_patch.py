@@ -136,17 +136,6 @@ def test_bfloat16(family):
     assert (one - other)[real].std() < 0.1 * one[real].std()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_torch_compile():
-    model = patch_model(build("llama"), MASK)
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[1, :5] = 0
-    expected = model(tokens(2, 17), attention_mask=padding, use_cache=False).logits
-    compiled = torch.compile(model, backend="aot_eager")
-    output = compiled(tokens(2, 17), attention_mask=padding, use_cache=False).logits
-    torch.testing.assert_close(output[padding.bool()], expected[padding.bool()], rtol=0, atol=1e-4)
-
-
 def test_saved_and_loaded_in_a_new_process(tmp_path):
     model = patch_model(build("mistral"), MASK, layers={0: "strided:2"}, replace_model_pattern=True)
     model.save_pretrained(tmp_path)
