@@ -32,6 +32,7 @@ from ..modeling import (
 from ..modeling.attention import recording
 from ..modeling.cache import ROLLBACK
 from ..modeling.readout import Readout
+from ..modeling.refusals import reason
 from ..modeling.rounding import Rounding, precision, relative, spread
 from ..modeling.spans import Asks
 
@@ -185,10 +186,10 @@ def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], Tensor], length
             worst = max(worst, float(differences.max()))
             if not probe.rounding.forgives(differences):
                 return CheckRow(name, False, float(differences.max()), f"(prompts of {length} tokens)")
-        except _NotHereError as reason:
-            return CheckRow(name, True, 0.0, f"(not run: {reason})")
-        except (ValueError, RuntimeError) as error:
-            return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {error})")
+        except _NotHereError as why:
+            return CheckRow(name, True, 0.0, f"(not run: {why})")
+        except Exception as error:  # a model may raise anything in its forward
+            return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {reason(error)})")
     return CheckRow(name, True, worst)
 
 

@@ -29,11 +29,11 @@ def explained(name: str) -> Iterator[None]:
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # models compute with the mask slot, or with inputs that they lack, in ways of their own
-        raise UnsupportedModelError(f"{name} does not run under a mask: {_reason(error)}") from error
+        raise UnsupportedModelError(f"{name} does not run under a mask: {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    """What was raised, and where in the model's code."""
+def reason(error: Exception) -> str:
+    """Returns one line: what was raised, and where; the message alone where it is ours."""
     message = next(iter(str(error).splitlines()), "")
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if _TORCH not in Path(frame.filename).parents

@@ -1,5 +1,7 @@
 """Every mode of generation against recomputation, and a planted fault for every mode that turns its row red."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -187,3 +189,18 @@ def test_positions_that_do_not_begin_at_0(monkeypatch):
     model = patch_model(AutoModelForCausalLM.from_config(config), "window:3|sinks:1", check=False)
     report = check_generation(model, lengths=[9])
     assert report.passed, f"\n{report}"
+
+
+def test_what_a_model_raises_fails_its_row(monkeypatch):
+    monkeypatch.setattr(generation, "MODES", {name: MODES[name] for name in ("greedy", "forward by forward")})
+    model = patch_model(build("llama"), "window:4", check=False)
+
+    def no_decoding(module, args):
+        if args[0].shape[1] == 1:
+            raise IndexError("index out of range")
+
+    model.model.layers[1].mlp.register_forward_pre_hook(no_decoding)
+    first, last = check_generation(model, lengths=[9]).rows
+    assert not first.passed and not last.passed
+    said = r"\(prompts of 9 tokens: IndexError in test_generation.py, line \d+ \(raise .*\): index out of range\)"
+    assert re.fullmatch(said, first.detail)

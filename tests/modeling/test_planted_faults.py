@@ -29,6 +29,11 @@ def window_off_by_one(monkeypatch, model):
 
 
 @fault
+def window_one_short(monkeypatch, model):
+    monkeypatch.setattr(SlidingWindow, "strips", lambda self: (Strip(Progression(hi=max(1, self.window - 1))),))
+
+
+@fault
 def mask_function_missing(monkeypatch, model):
     AttentionMaskInterface.register("hf_masking", lambda **kwargs: None)  # the fixture registers the right one again
 
