@@ -12,7 +12,8 @@ __all__ = ["blocks", "commands", "model_folder", "run", "run_small", "text_file"
 
 # The sizes of a real run are cut to those of a test.
 SMALL = {"eval": ["--context", "32"], "finetune": ["--context", "16", "--steps", "3"], "check": ["--length", "9"]}
-SMALL["compare"] = ["--context", "16", "--steps", "3", "--eval-tokens", "65"]
+# Two seeds, which take twice the processes, have a test of their own.
+SMALL["compare"] = ["--context", "16", "--steps", "3", "--eval-tokens", "65", "--seeds", "1", "--longest", "256"]
 SMALL["bench"] = ["--length", "64", "--rounds", "1", "--heads", "1", "--head-size", "8"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS, Mask, Offsets, Spans
 
-from .snippets import SMALL, blocks, commands, model_folder, run, run_small, text_file, workplace
+from .snippets import blocks, commands, model_folder, run, run_small, text_file, workplace
 
 __all__ = ["model_folder", "run", "text_file", "workplace"]
 
@@ -19,8 +19,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 MASKS = (ROOT / "docs" / "masks.md").read_text()
 NAMES = [*PATTERNS, *ADAPTIVE]
-# README's test runs a comparison of two seeds that looks for the break-even.
-SIZES = SMALL | {"compare": [*SMALL["compare"], "--seeds", "1", "--longest", "0"]}
 
 
 def script(name):
@@ -115,7 +113,7 @@ def test_snippets_run(page, run, workplace):
             exec(compile(block, page.name, "exec"), namespace)
         else:
             for command in commands(block):
-                run_small(run, command, SIZES)
+                run_small(run, command)
 
 
 def test_the_scripts_draw_every_picture_that_is_committed(tmp_path):

@@ -98,7 +98,8 @@ def test_every_mode_of_generation_equals_recomputation(family, name, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("family", CONFIGS)
+# Gemma has what the others have: layers with a window of their own, as Mistral, and norms of queries and keys, as Qwen.
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_the_whole_matrix(family, name):
     model = model_of(family, SPECS[name], max_position_embeddings=512)
     report = check_generation(model)
