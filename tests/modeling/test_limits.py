@@ -30,6 +30,7 @@ WITH_TABLES = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # GPT-BigCode of Transformers 5.17 scripts a function
 @pytest.mark.parametrize("config", WITH_TABLES, ids=lambda config: config.model_type)
 def test_tables_of_positions(config):
     model = AutoModelForCausalLM.from_config(config).eval()
