@@ -94,6 +94,25 @@ def test_what_a_model_raises_becomes_one_sentence(kind, settings, reason):
     assert torch.equal(logits(model), before)
 
 
+_JAMBA = {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "layers"),
+    [
+        ("mamba", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, "0, 1"),
+        ("jamba", _SMALL | _JAMBA | {"num_key_value_heads": 2, "use_mamba_kernels": False}, "0"),
+        ("lfm2", _SMALL | {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}, "0"),
+    ],
+)
+def test_layers_that_mix_tokens_without_attention(kind, settings, layers):
+    model = make(kind, **settings)
+    before = logits(model)
+    with pytest.raises(UnsupportedModelError, match=rf"FAILED .* asks for its mask \(not layer {layers}\)$"):
+        patch_model(model, MASK)
+    assert torch.equal(logits(model), before)
+
+
 def test_running_out_of_memory_is_no_fault_of_the_model(monkeypatch):
     model = build("llama")
     hook = model.model.layers[0].register_forward_pre_hook(run_out_of_memory)
