@@ -11,8 +11,6 @@ from hf_masking.modeling.rounding import TOLERANCES, precision
 from ..modeling.families import build
 from .test_generation import FAULTS, assert_passes
 
-_MASKS = ["strided:16|window:16", "log_sparse", "top_blocks:block=16,k=4", "window:8", "window:64|sinks:4"]
-
 
 def model_of(family, mask, dtype):
     return patch_model(build(family, max_position_embeddings=512).to(dtype), mask, check=False)
@@ -33,11 +31,10 @@ def test_every_mode_passes(family, mask, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("mask", _MASKS)
+@pytest.mark.parametrize("mask", ["strided:16|window:16", "log_sparse", "top_blocks:block=16,k=4", "window:8"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
-def test_the_whole_matrix(family, mask, dtype):
-    assert_passes(check_generation(model_of(family, mask, dtype)), family)
+def test_the_whole_matrix(family, mask):
+    assert_passes(check_generation(model_of(family, mask, torch.bfloat16), lengths=[7, 41, 144]), family)
 
 
 # In this precision the patched draft model is never wrong, so nothing is taken back.
