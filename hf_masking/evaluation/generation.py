@@ -234,7 +234,12 @@ def _prompt_lookup(probe: _Probe, length: int) -> Tensor:
 
 
 def _assisted(probe: _Probe, length: int) -> Tensor:
-    return _greedy(probe, length, rows=1, assistant_model=_draft(probe))
+    draft = _draft(probe)
+    try:
+        return _greedy(probe, length, rows=1, assistant_model=draft)
+    except Exception:
+        _run_unmasked(probe, length, draft)
+        raise
 
 
 def _assisted_patched(probe: _Probe, length: int) -> Tensor:
@@ -243,6 +248,24 @@ def _assisted_patched(probe: _Probe, length: int) -> Tensor:
     draft = _draft(probe)
     patch_model(draft, layer_masks(probe.model)[0], check=False)
     return _greedy(probe, length, rows=1, assistant_model=draft)
+
+
+def _run_unmasked(probe: _Probe, length: int, draft: PreTrainedModel) -> None:
+    """Run the unpatched model with the draft model.
+
+    In Transformers 5.17 no draft model with a sliding window can write several tokens: its cache returns keys that
+    its mask does not count.
+
+    Raises:
+        _NotHereError: it fails, too.
+    """
+    unmasked = unpatch_model(copy.deepcopy(probe.model))
+    # Several tokens at a time, however unsure of them the draft model is.
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    try:
+        unmasked.generate(probe.prompt(1, length), assistant_model=draft)
+    except Exception as error:
+        raise _NotHereError(f"the model without a mask fails, too: {reason(error)}") from error
 
 
 def _draft(probe: _Probe) -> PreTrainedModel:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -71,16 +72,29 @@ class _Run:
     def score(self, batch: list[Window]) -> None:
         if self.error is not None:
             return
-        started = time.perf_counter()
-        try:
-            # Adding up brings the losses to the CPU, which waits for a GPU to be done.
-            self.tally.add(batch, self.text.losses(self.model, batch))
-        except Exception as error:  # whatever it is, its row says so
-            self.error = error
-        self.seconds += time.perf_counter() - started
+        with _no_garbage_collection():
+            started = time.perf_counter()
+            try:
+                # Adding up brings the losses to the CPU, which waits for a GPU to be done.
+                self.tally.add(batch, self.text.losses(self.model, batch))
+            except Exception as error:  # whatever it is, its row says so
+                self.error = error
+            self.seconds += time.perf_counter() - started
 
     def measurement(self, text_bytes: int | None) -> Measurement:
         if self.error is not None:
             return Measurement(error=self.error)
         result = self.tally.result(text_bytes)
         return Measurement(result, result.tokens / self.seconds)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from collecting here what all have left: among equal work it would meet the same model each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -41,3 +41,17 @@ def test_options_that_go_with_a_mask(run, model_folder, text_file, tmp_path):
             code, _, err = run(command, carried, *more[command], *option)
             assert code == 2
             assert f"error: {option[0]} goes with --mask; name the mask that the model carries" in err
+
+
+def test_a_fine_tuning_says_what_it_runs(run, model_folder, text_file, tmp_path):
+    carried = shutil.copytree(model_folder, tmp_path / "carried")
+    patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "window:5", layers={1: "causal"}).save_pretrained(
+        carried
+    )
+    small = ("--context", "16", "--steps", "1", "--batch-size", "2", "--eval-tokens", "65")
+    code, _, err = run("finetune", carried, "--data", text_file, *small, "--output", tmp_path / "run")
+    assert code == 0, err
+    assert "warning: --steps 1 end before --warmup-steps 20 do" in err
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (described["mask"], described["layers"]) == ("window:5", {"1": "causal"})
+    assert described["replace_model_pattern"] is False

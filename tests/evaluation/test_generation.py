@@ -1,5 +1,6 @@
 """Every mode of generation against recomputation, and a planted fault for every mode that turns its row red."""
 
+import copy
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, RobertaConfig
 from hf_masking.evaluation import check_generation, generation
 from hf_masking.evaluation.generation import MODES, borders
 from hf_masking.masks import Mask
-from hf_masking.modeling import batch, cache, patch_model, reading, spans
+from hf_masking.modeling import batch, cache, patch_model, reading, spans, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
 
@@ -143,6 +144,29 @@ def test_a_planted_fault_turns_the_row_red(soon, monkeypatch, mode, fault):
     fault(monkeypatch)
     report = check_generation(model, lengths=[41])
     assert not report.passed, f"\n{report}"
+
+
+def fail(*_args, **_kwargs):
+    raise RuntimeError("a fault")
+
+
+def test_a_draft_model_that_fails_without_a_mask_too_is_no_fault_of_the_mask(soon, monkeypatch):
+    """In Transformers 5.17 that is each draft model with a sliding window."""
+    model = model_of("llama", "window:4")
+    monkeypatch.setattr(generation, "MODES", {"assisted": generation._assisted})
+    broken = unpatch_model(copy.deepcopy(model))
+    broken.forward = fail
+    monkeypatch.setattr(generation, "_draft", lambda probe: broken)
+    report = check_generation(model, lengths=[9])
+    assert report.passed and "not run: the model without a mask fails, too: RuntimeError" in str(report)
+
+
+def test_a_draft_model_that_fails_only_under_a_mask_is_a_fault(soon, monkeypatch):
+    model = model_of("llama", "window:4")
+    monkeypatch.setattr(generation, "MODES", {"assisted": generation._assisted})
+    monkeypatch.setattr(generation, "_greedy", fail)
+    report = check_generation(model, lengths=[9])
+    assert not report.passed and "a fault" in str(report)
 
 
 def test_a_prefix_that_is_one_token_short_is_seen(soon, monkeypatch):

@@ -63,14 +63,14 @@ def test_weights_of_another_shape_are_refused(folder):
 def test_a_model_with_another_head_is_loaded_as_itself(tmp_path):
     config = CONFIGS["llama"].__class__.from_dict(CONFIGS["llama"].to_dict())
     model = LlamaForSequenceClassification(config).eval()
-    patch_model(model, MASK, check=False).save_pretrained(tmp_path)
+    patch_model(model, MASK).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
         match=r"random: lm_head\.weight; give a whole checkpoint or auto_class=transformers\.LlamaForSequenceClassif",
     ):
         from_pretrained(tmp_path)
     for auto_class in (AutoModelForSequenceClassification, LlamaForSequenceClassification):
-        loaded = from_pretrained(tmp_path, auto_class=auto_class, check=False)
+        loaded = from_pretrained(tmp_path, auto_class=auto_class)
         assert layer_masks(loaded) == layer_masks(model)
         assert torch.equal(logits(loaded), logits(model))
 
