@@ -63,7 +63,8 @@ def check_model(model: nn.Module) -> CheckReport:
         with _backend(model, "reference" if automatic else patch.backend):
             rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
             rows += [*probe.layouts_agree(), *probe.cache_agrees()]
-        return CheckReport((*rows, *probe.backends_agree(("auto", "blockwise", "gathered") if automatic else (patch.backend,))))
+        compared = ("auto", "blockwise", "gathered") if automatic else (patch.backend,)
+        return CheckReport((*rows, *probe.backends_agree(compared)))
 
 
 class _Probe:
