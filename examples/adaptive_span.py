@@ -36,7 +36,7 @@ config = LlamaConfig(
     vocab_size=TOKENS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     bos_token_id=None, eos_token_id=None, pad_token_id=0,
 )  # fmt: skip
-model = patch_model(AutoModelForCausalLM.from_config(config), f"span:max={LENGTH},ramp=16")
+model = patch_model(AutoModelForCausalLM.from_config(config), f"adaptive_span:max={LENGTH},ramp=16")
 print("spans at the start", spans(model))
 learned = [parameter for name, parameter in model.named_parameters() if ".hf_masking." in name]
 others = [parameter for name, parameter in model.named_parameters() if ".hf_masking." not in name]

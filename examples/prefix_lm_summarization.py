@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hf_masking import patch_model
-from hf_masking.training import labels_behind
+from hf_masking.training import labels_for_prefix_lm
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 WORDS, CODES, MEANINGS, BATCH = 24, 12, 3, 64
@@ -43,7 +43,7 @@ def train(model: torch.nn.Module, takes_prefix: bool) -> float:
     for _ in range(STEPS):
         tokens, lengths = batch(draw)
         prefix = {"prefix_lengths": lengths} if takes_prefix else {}
-        loss = model(tokens, labels=labels_behind(lengths, tokens), use_cache=False, **prefix).loss
+        loss = model(tokens, labels=labels_for_prefix_lm(lengths, tokens), use_cache=False, **prefix).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,7 +11,6 @@ from .masks import (
     Dilated,
     LogSparse,
     Mask,
-    MaskSyntaxError,
     Offsets,
     PerHead,
     Prefix,
@@ -22,6 +21,7 @@ from .masks import (
     Summary,
 )
 from .modeling import (
+    cache_with_prefix,
     check_model,
     effective_mask,
     effective_weights,
@@ -29,9 +29,9 @@ from .modeling import (
     mask_penalties,
     patch_model,
     patched,
-    prefix_cache,
     unpatch_model,
 )
+from .spec import MaskSyntaxError, parse_mask, register_mask
 
 __all__ = [
     "AdaptiveSpan",
@@ -53,15 +53,17 @@ __all__ = [
     "Summary",
     "TopBlocks",
     "UnsupportedModelError",
+    "cache_with_prefix",
     "check_model",
     "effective_mask",
     "effective_weights",
     "from_pretrained",
     "mask_penalties",
     "masked_attention",
+    "parse_mask",
     "patch_model",
     "patched",
     "perplexity",
-    "prefix_cache",
+    "register_mask",
     "unpatch_model",
 ]

@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_masking import Mask, masked_attention
+from hf_masking import masked_attention, parse_mask
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.attention.content import Document, parts_by_heads
 from hf_masking.cli.console import describe_machine, quiet, write_json
@@ -26,7 +26,7 @@ from hf_masking.plan import Documents
 
 HEADS, SIZE = 8, 64
 CHOICES = ["top_blocks:block=64,k=8", "top_blocks:block=64,k=8,score=mean"]
-SPANS = ["span:max=1024", "span:max=8192"]
+SPANS = ["adaptive_span:max=1024", "adaptive_span:max=8192"]
 IS_CAUSAL = "SDPA is_causal"
 
 
@@ -76,7 +76,7 @@ def forward_and_backward(mask: str, tensors: list[Tensor], features: list[Featur
 
 def shrunk(mask: str) -> list[Features]:
     """Spans of about a tenth of the longest, which differ from head to head."""
-    leaf = Mask.parse(mask)
+    leaf = parse_mask(mask)
     shares = torch.linspace(0.05, 0.15, HEADS)
     return [Features((shares * leaf.max)[None, :, None, None])]  # type: ignore[attr-defined]
 
@@ -86,7 +86,7 @@ def computed_over_allowed(mask: str, tensors: list[Tensor], features: list[Featu
     length = tensors[0].shape[2]
     (segment,) = Documents.single(length, length).segments
     read = tuple(Features(None if one.query is None else one.query[0], None, one.hard) for one in features)
-    leaf = Mask.parse(mask)
+    leaf = parse_mask(mask)
     document = Document(segment, tensors[0][0].detach(), tensors[1][0].detach(), read or (Features(),))
     computed = 0
     for heads, parts in parts_by_heads(leaf, document):
@@ -126,7 +126,7 @@ def decoding(masks: list[str], length: int, rounds: int, steps: int) -> list[Res
             scaled_dot_product_attention(query, key, value)
 
     def step(mask: str) -> Callable[[], None]:
-        leaf = Mask.parse(mask)
+        leaf = parse_mask(mask)
         assert isinstance(leaf, TopBlocks)
         features = [Features(summaries=leaf.summaries(key))]
 

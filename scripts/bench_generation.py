@@ -17,7 +17,7 @@ import typer
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
-from hf_masking import Mask, patch_model
+from hf_masking import parse_mask, patch_model
 from hf_masking.cli.console import describe_machine, quiet, write_json
 from hf_masking.cli.terminal import console
 from hf_masking.modeling.cache import MaskedLayer, adopt
@@ -55,7 +55,7 @@ def contenders(
         fill(cache, model.config, context)
     for layer in caches[MASK][1].layers:
         assert isinstance(layer, MaskedLayer)
-        layer.bind(Mask.parse(MASK), reads=Mask.parse(MASK))
+        layer.bind(parse_mask(MASK), reads=parse_mask(MASK))
         # As if the patched model had read the context.
         layer.masked = True
     return caches

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hf_masking import effective_weights, patch_model
+from hf_masking import effective_weights, parse_mask, patch_model
 from hf_masking.adaptive import ADAPTIVE
 from hf_masking.files import written_aside
-from hf_masking.masks import PATTERNS, Mask
+from hf_masking.masks import PATTERNS
 from hf_masking.masks.picture import draw_png, draw_weights_png
 
 FOLDER = Path(__file__).parents[1] / "docs" / "masks"
@@ -42,7 +42,7 @@ COMPOSED = {
     "difference": "causal-(window:12-window:4)",
 }
 CONTENT = {
-    "span": "span:max=10,ramp=6",
+    "adaptive_span": "adaptive_span:max=10,ramp=6",
     "top_blocks": "top_blocks:block=3,k=2",
     "relevance": "relevance:rank=4",
 }
@@ -72,7 +72,7 @@ def draw_content(spec: str, path: Path) -> None:
 
 
 def draw_static(spec: str, path: Path) -> None:
-    draw_png(Mask.parse(spec), LENGTH, path)
+    draw_png(parse_mask(spec), LENGTH, path)
 
 
 def main(folder: Path) -> None:

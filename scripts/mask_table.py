@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hf_masking import effective_mask, patch_model
+from hf_masking import effective_mask, parse_mask, patch_model
 from hf_masking.files import written_aside
 from hf_masking.masks import Causal, Mask, Tile
 from hf_masking.masks.counting import count_pairs, keys_kept
@@ -47,7 +47,7 @@ EXAMPLES = (
     Example("summary:128,8", "far context through fixed columns, in a union"),
     Example("prefix:512", "a prompt read both ways, in a union"),
     Example("spans:256,512,1024,1280", "images or passages read both ways, in a union"),
-    Example("span:max=1024", "heads learn how far they look"),
+    Example("adaptive_span:max=1024", "heads learn how far they look"),
     Example("top_blocks:block=64,k=8", "each query chooses blocks, untrained"),
     Example("relevance", "pairs are weighed by a learned product"),
     Example("window:512|sinks:4", "the first mask to try on a pretrained model", "union"),
@@ -68,7 +68,7 @@ def table() -> str:
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for example in EXAMPLES:
-        mask = Mask.parse(example.spec)
+        mask = parse_mask(example.spec)
         cells = [
             f"[`{example.name}`](#{example.name})",
             "`" + example.spec.replace("|", "\\|") + "`",

@@ -38,7 +38,7 @@ class AdaptiveSpan(AdaptiveMask):
     ramp: int = 32
     dynamic: bool = False
 
-    name: ClassVar[str] = "span"
+    name: ClassVar[str] = "adaptive_span"
 
     def __post_init__(self) -> None:
         self._require_int("max", 1, LONGEST)

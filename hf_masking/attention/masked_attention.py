@@ -13,6 +13,7 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from ..plan.documents import renumbered
+from ..spec import parse_mask
 from . import compiled, operators
 from .backends import check_backend, run
 
@@ -71,7 +72,7 @@ def masked_attention(
         if name is not None:
             return compiled.attend(query, key, value, name, described.encode(), backend=backend, **options)
         return _outside(query, key, value, mask, described, backend=backend, features=features, **options)
-    return run(query, key, value, Mask.parse(mask), described, backend=backend, features=features, **options)
+    return run(query, key, value, parse_mask(mask), described, backend=backend, features=features, **options)
 
 
 @torch.compiler.disable(
@@ -81,12 +82,12 @@ def masked_attention(
 def _outside(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask | str, documents: Documents, **options: Any
 ) -> Tensor:
-    return run(query, key, value, Mask.parse(mask), documents, **options)
+    return run(query, key, value, parse_mask(mask), documents, **options)
 
 
 @torch.compiler.assume_constant_result
 def _name_of(spec: str) -> str | None:
-    return operators.name_of(Mask.parse(spec))
+    return operators.name_of(parse_mask(spec))
 
 
 def _as_documents(

@@ -19,7 +19,7 @@ from ..evaluation.benchmark import (
     measure_memory,
 )
 from ..evaluation.break_even import pays_from
-from ..masks import Mask
+from ..spec import parse_mask
 from ..streams import is_stream
 from . import bench_report, tables
 from .commands.bench import DTYPES, PRESETS, BenchOptions
@@ -79,14 +79,14 @@ def _check(options: BenchOptions) -> None:
     at_most(LONGEST, length=max(options.length))
     at_most(WIDEST, heads=options.heads, head_size=options.head_size, batch=options.batch)
     for mask in options.mask:
-        if Mask.parse(mask).is_adaptive:
+        if parse_mask(mask).is_adaptive:
             raise ValueError(
                 f"bench measures static masks, and '{mask}' looks at the content, of which there is none here; "
                 "run python scripts/bench_adaptive.py"
             )
-        if not Mask.parse(mask).is_bound:
+        if not parse_mask(mask).is_bound:
             raise ValueError(f"'{mask}' needs marked tokens, of which there are none here; write one such as prefix:17")
-        groups = len(Mask.parse(mask).heads)
+        groups = len(parse_mask(mask).heads)
         if options.heads % groups:
             raise ValueError(f"--heads {options.heads} is not a multiple of the {groups} masks of {mask}")
     if options.key_heads is not None and (options.key_heads < 1 or options.heads % options.key_heads):

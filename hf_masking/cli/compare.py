@@ -98,7 +98,7 @@ def _description(
         "small_model": None if model else dataclasses.asdict(SMALL),
         "text": {"source": data.data, "train_sha256": train.sha256, "eval_sha256": held_out.sha256},
         "layers": {str(layer): spec for layer, spec in masks.layers().items()},
-        "replace_model_pattern": masks.replace_model_pattern,
+        "replace_model_window": masks.replace_model_window,
         "options": dataclasses.asdict(options),
     }
 
@@ -146,7 +146,7 @@ def _experiment(
         bos_token_id=bos,
         text_bytes=n_bytes,
         layers=masks.layers(),
-        replace_model_pattern=masks.replace_model_pattern,
+        replace_model_window=masks.replace_model_window,
     )
 
 

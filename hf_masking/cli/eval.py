@@ -62,7 +62,7 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
             "model": model,
             "text": {"source": text.source, "sha256": text.sha256, "tokens": len(token_ids), "bytes": n_bytes},
             "layers": {str(layer): spec for layer, spec in masks.layers().items()},
-            "replace_model_pattern": masks.replace_model_pattern,
+            "replace_model_window": masks.replace_model_window,
             "context": windows.context,
             "stride": windowed.stride,
             "bos": bos is not None,

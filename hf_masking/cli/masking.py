@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 
 from ..masks import Mask
 from ..modeling import layer_masks, patch_model, settings_of, sharing_weights
+from ..spec import parse_mask
 from .options import MaskOptions
 
 
 def check_specs(masks: MaskOptions) -> None:
     """Raise a ValueError for a spec that is not understood, before anything is loaded."""
     for spec in [*masks.mask, *masks.layers().values()]:
-        Mask.parse(spec)
+        parse_mask(spec)
 
 
 def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = None) -> list[str | None]:
@@ -28,8 +29,8 @@ def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = Non
         ValueError: there is none, or options that go with `--mask` are given without it.
     """
     carries = bool(layer_masks(model))
-    if not masks.mask and carries and (masks.layer or masks.replace_model_pattern):
-        flag = "--layer" if masks.layer else "--replace-model-pattern"
+    if not masks.mask and carries and (masks.layer or masks.replace_model_window):
+        flag = "--layer" if masks.layer else "--replace-model-window"
         raise ValueError(f"{flag} goes with --mask; name the mask that the model carries, or another")
     if not masks.mask and not carries and default is None:
         raise ValueError("--mask is missing, and the model carries none; name one: --mask 'window:256|sinks:4'")
@@ -39,7 +40,7 @@ def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = Non
 def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, check: bool = True) -> PreTrainedModel:
     """Patch the model with a mask, or with None check the one that it carries; return the model."""
     layers = None if spec is None else masks.layers()
-    return patch_model(model, spec, layers=layers, replace_model_pattern=masks.replace_model_pattern, check=check)
+    return patch_model(model, spec, layers=layers, replace_model_window=masks.replace_model_window, check=check)
 
 
 def most_lookahead(model: PreTrainedModel) -> tuple[Mask, int]:

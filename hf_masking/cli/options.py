@@ -85,11 +85,11 @@ class MaskOptions:
         default_factory=list, metadata={"help": "another mask for one layer, e.g. 0=causal or -1=causal; repeatable"}
     )
 
-    replace_model_pattern: bool = field(
+    replace_model_window: bool = field(
         default=False,
         metadata={
             "help": "set a window of the model's own (Mistral, Gemma) aside instead of intersecting the mask with it",
-            "flags": ("--replace-model-pattern",),
+            "flags": ("--replace-model-window",),
         },
     )
 

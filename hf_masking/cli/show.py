@@ -9,6 +9,7 @@ from ..masks import Causal, Mask
 from ..masks.counting import count_pairs, keys_kept
 from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
+from ..spec import parse_mask
 from .commands.show import RealisedOptions
 from .console import check_picture, say_written
 from .options import at_least, at_most
@@ -23,7 +24,7 @@ LONGEST = 2**20  # positions that are counted: some hundred bytes each
 def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
     at_least(1, length=length)
     at_most(LONGEST if realisation.model is None else LONGEST_IN_A_MODEL, length=length)
-    mask = Mask.parse(spec)
+    mask = parse_mask(spec)
     if mask.is_adaptive and realisation.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")
     if realisation.model is None and realisation != RealisedOptions():

@@ -63,7 +63,7 @@ class _Once(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The library names its own keyword; here it is an option.
-        message = record.getMessage().replace("replace_model_pattern=True", "--replace-model-pattern")
+        message = record.getMessage().replace("replace_model_window=True", "--replace-model-window")
         message = f"{record.levelname.lower()}: {message}"
         if message not in self.said:
             self.said.add(message)

@@ -18,6 +18,7 @@ from ..attention import automatic, masked_attention
 from ..masks import Causal, Mask
 from ..masks.counting import count_pairs
 from ..plan import Documents, Lengths, plan_of
+from ..spec import parse_mask
 from .memory import peak_memory
 from .process import in_own_process
 
@@ -136,7 +137,7 @@ def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: b
         yield Contender(masks[0], DENSE_MASK)
     for mask in masks:
         yield Contender(mask, "auto")
-        if _auto_runs(mask, shape) != "blockwise" and Mask.parse(mask) != Causal():
+        if _auto_runs(mask, shape) != "blockwise" and parse_mask(mask) != Causal():
             yield Contender(mask, "blockwise")
         if flex:
             yield Contender(mask, "flex")
@@ -145,7 +146,7 @@ def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: b
 def _auto_runs(mask: str, shape: Shape) -> str:
     inputs = [torch.empty(1, 1, 1, shape.head_size, device=shape.device).expand(-1, -1, shape.length, -1)] * 3
     documents = Documents.single(shape.length, shape.length)
-    return automatic.choose(Mask.parse(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None).backend
+    return automatic.choose(parse_mask(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None).backend
 
 
 def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -153,7 +154,7 @@ def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, T
     if contender.backend == IS_CAUSAL:
         return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     if contender.backend == DENSE_MASK:
-        dense = _dense(Mask.parse(contender.mask), shape)
+        dense = _dense(parse_mask(contender.mask), shape)
         return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=dense, enable_gqa=grouped)
     return lambda q, k, v: masked_attention(q, k, v, contender.mask, backend=contender.backend)
 
@@ -168,7 +169,7 @@ def _dense(mask: Mask, shape: Shape) -> Tensor:
 
 
 def _row(contender: Contender, shape: Shape) -> Row:
-    n, mask = shape.length, Mask.parse(contender.mask)
+    n, mask = shape.length, parse_mask(contender.mask)
     plan_of.cache_clear()
     started = time.perf_counter()
     plans = [plan_of(member, Lengths(0, n, 0, n)) for member in mask.heads]
@@ -239,7 +240,7 @@ def _peaks(shape: Shape, contender: Contender) -> tuple[int, int, int]:
     _forward_and_backward(replace(shape, length=256), contender)
     before = peak_memory(shape.device)
     if not contender.is_rival:
-        for member in Mask.parse(contender.mask).heads:
+        for member in parse_mask(contender.mask).heads:
             plan_of(member, Lengths(0, shape.length, 0, shape.length))
     planned = peak_memory(shape.device)
     held = _forward_and_backward(shape, contender)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..masks import Mask
+from ..spec import parse_mask
 from .benchmark import IS_CAUSAL, Contender, Row, Shape, measure
 
 _SHORTEST = 256
@@ -20,7 +20,7 @@ def break_even(masks: Sequence[str], shape: Shape, longest: int, rounds: int = 3
     """
     if longest < _SHORTEST:
         return {}
-    static = [mask for mask in masks if not Mask.parse(mask).is_adaptive and Mask.parse(mask).is_bound]
+    static = [mask for mask in masks if not parse_mask(mask).is_adaptive and parse_mask(mask).is_bound]
     contenders = [Contender("causal", IS_CAUSAL), *(Contender(mask, "blockwise") for mask in static)]
     rows: list[Row] = []
     length = _SHORTEST

@@ -21,11 +21,11 @@ from ..masks import Mask
 from ..modeling import (
     CheckReport,
     CheckRow,
+    cache_with_prefix,
     evaluating,
     layer_masks,
     patch_model,
     positions_of,
-    prefix_cache,
     pretrained,
     unpatch_model,
 )
@@ -139,7 +139,7 @@ class _Probe:
         options = {"output_logits": True, "attention_mask": torch.ones_like(prompt)} | options
         if not self.prompt_is_prefix and "past_key_values" not in options:
             real: Any = options["attention_mask"]
-            options["past_key_values"] = prefix_cache(self.model, real.sum(-1))
+            options["past_key_values"] = cache_with_prefix(self.model, real.sum(-1))
         inputs = {} if "inputs_embeds" in options else {"inputs": prompt}
         return self.model.generate(**inputs, return_dict_in_generate=True, **options)
 
@@ -283,7 +283,7 @@ def _chunked_prefill(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
         # A prefix comes in one call, so it is that of the first chunk.
         marked = max(1, length // 3)
-        options["past_key_values"] = prefix_cache(probe.model, [marked] * 2)
+        options["past_key_values"] = cache_with_prefix(probe.model, [marked] * 2)
         result = probe.generate(probe.prompt(2, length), **options)
         return probe.difference(torch.stack(result.logits, 1), result.sequences, marked)
     return _greedy(probe, length, **options)

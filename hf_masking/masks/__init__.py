@@ -16,7 +16,6 @@ from .registry import PATTERNS
 from .sinks import Sinks
 from .sliding_window import SlidingWindow
 from .spans import Spans
-from .spec import MaskSyntaxError
 from .strided import Strided
 from .strip import Strip
 from .summary import Summary
@@ -34,7 +33,6 @@ __all__ = [
     "Intersection",
     "LogSparse",
     "Mask",
-    "MaskSyntaxError",
     "Offsets",
     "PerHead",
     "Prefix",

@@ -68,8 +68,8 @@ class BothWays(Mask):
         if self.bounds is None:
             raise ValueError(
                 f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
-                "(in `generate` the prompt is the prefix, or say past_key_values=prefix_cache(model, ...)), or write a "
-                "fixed one such as 'prefix:17'"
+                "(in `generate` the prompt is the prefix, or say past_key_values=cache_with_prefix(model, ...)), or "
+                "write a fixed one such as 'prefix:17'"
             )
         edges = torch.tensor([span for span in self.bounds if span[0] < span[1]], dtype=torch.long, device=like.device)
         starts, stops = edges.reshape(-1, 2).unbind(-1)

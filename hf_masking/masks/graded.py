@@ -58,7 +58,7 @@ class Graded:
         if self.full is not None or other.full is not None:
             raise ValueError(
                 f"an intersection of unions that look at the content cannot be computed, got {_names(self, other)}; "
-                "write the static part outside, as in '(span:max=512&relevance)|sinks:4'"
+                "write the static part outside, as in '(adaptive_span:max=512&relevance)|sinks:4'"
             )
         if {leaf.name for leaf in self.leaves} & {leaf.name for leaf in other.leaves}:
             raise ValueError(f"a mask that looks at the content can be there once, got {_names(self, other)}")

@@ -87,17 +87,6 @@ class Mask:
 
         return Difference.of(self, other) if isinstance(other, Mask) else NotImplemented
 
-    @staticmethod
-    def parse(spec: str | Mask) -> Mask:
-        """The mask that a spec such as ``"window:256|sinks:4"`` stands for (a mask is handed back as it is).
-
-        Raises:
-            MaskSyntaxError: the spec is not understood; the message shows the place.
-        """
-        from .spec import parse
-
-        return spec if isinstance(spec, Mask) else parse(spec)
-
     @classmethod
     def from_arguments(cls, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mask:
         """Builds the mask from what follows its name in a spec; raises ValueError where that does not fit."""

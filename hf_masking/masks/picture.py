@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .causal import Causal
 from .mask import Mask
 
 
@@ -30,7 +31,7 @@ def draw_png(mask: Mask, length: int, path: Path) -> None:
     shades = colors.ListedColormap(["#ffffff", "#dfe6ee", "#d1495b", "#1f4e79"])
     for axes, member in zip(panels, mask.heads, strict=True):
         # Four shades: the future, the past that is left out, the future that is allowed, the past that is allowed.
-        shade = member.dense(length).int() * 2 + Mask.parse("causal").dense(length).int()
+        shade = member.dense(length).int() * 2 + Causal().dense(length).int()
         axes.imshow(shade.tolist(), cmap=shades, vmin=0, vmax=3)
         axes.set(title=str(member), xlabel="key", ylabel="query", xticks=[0, length - 1], yticks=[0, length - 1])
         axes.tick_params(length=0)

@@ -1,6 +1,4 @@
-"""The names that the spec language knows. A new static pattern is one line here."""
-
-import importlib
+"""The static patterns by name. A new one is one line here."""
 
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
@@ -33,13 +31,3 @@ PATTERNS: dict[str, type[Mask]] = {
         Spans,
     )
 }
-
-# With the adaptive ones, which enter themselves when their package is imported.
-KNOWN: dict[str, type[Mask]] = dict(PATTERNS)
-
-
-def known() -> dict[str, type[Mask]]:
-    """Return the class of every mask that a spec may name."""
-    # Not at the top: adaptive masks are built on static ones.
-    importlib.import_module("hf_masking.adaptive")
-    return KNOWN

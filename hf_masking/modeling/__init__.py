@@ -13,12 +13,13 @@ from .record import layer_masks, pretrained, settings_of
 from .report import CheckReport, CheckRow
 from .shape import positions_of, shape_of
 from .sharing import sharing_weights
-from .spans import prefix_cache
+from .spans import cache_with_prefix
 
 __all__ = [
     "CheckReport",
     "CheckRow",
     "base_model_of",
+    "cache_with_prefix",
     "check_fits",
     "check_model",
     "effective_mask",
@@ -35,7 +36,6 @@ __all__ = [
     "patch_model",
     "patched",
     "positions_of",
-    "prefix_cache",
     "pretrained",
     "settings_of",
     "shape_of",

@@ -19,6 +19,7 @@ from ..adaptive import Features
 from ..attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
 from ..masks import Causal, Mask
 from ..plan import Documents
+from ..spec import parse_mask
 from . import batch, handle, learned
 from .cache import MaskedLayer, layer_of
 from .in_graph import ADAPTS, EVICTS
@@ -56,7 +57,7 @@ class LayerMask:
 
     mask: Mask
     backend: str = "auto"
-    replace_model_pattern: bool = False
+    replace_model_window: bool = False
     spec: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class LayerMask:
 
     def under(self, sliding_window: int | None) -> Mask:
         """Return the mask as it is in a layer with such a window of the model's own."""
-        if not sliding_window or self.replace_model_pattern:
+        if not sliding_window or self.replace_model_window:
             return self.mask
         return self.mask & OwnWindow(sliding_window)
 
@@ -136,9 +137,9 @@ def describe_batch(
     **kwargs: Any,
 ) -> Tensor:
     """The mask function: positions and documents of queries and keys, in a tensor of O(N)."""
-    if kv_offset and getattr(config, IMPLEMENTATION, {}).get("replace_model_pattern"):
+    if kv_offset and getattr(config, IMPLEMENTATION, {}).get("replace_model_window"):
         raise ValueError(
-            "a static cache keeps no more than the model's own window, which replace_model_pattern=True sets aside; "
+            "a static cache keeps no more than the model's own window, which replace_model_window=True sets aside; "
             "use the default cache"
         )
     running, compiling = batch.current(), torch.compiler.is_compiling()
@@ -225,7 +226,7 @@ def _attend_compiled(
     sliding_window: int | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    name = _name_of(layer_mask.spec, layer_mask.replace_model_pattern, sliding_window)
+    name = _name_of(layer_mask.spec, layer_mask.replace_model_window, sliding_window)
     running = batch.current()
     asked = _recorder.calls is not None or (running is not None and running.attentions)
     if name is None or _cache_layer(module) is not None or asked:
@@ -239,9 +240,9 @@ _attend_outside = torch.compiler.disable(_attend, reason=f"{EVICTS}; {ADAPTS}")
 
 
 @torch.compiler.assume_constant_result
-def _name_of(spec: str, replace_model_pattern: bool, sliding_window: int | None) -> str | None:
+def _name_of(spec: str, replace_model_window: bool, sliding_window: int | None) -> str | None:
     """What a compiled graph calls the mask of a layer; None for an adaptive one, which it does not compute."""
-    layer_mask = LayerMask(Mask.parse(spec), replace_model_pattern=replace_model_pattern)
+    layer_mask = LayerMask(parse_mask(spec), replace_model_window=replace_model_window)
     return name_of(layer_mask.under(sliding_window))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..attention import masked_attention
 from ..errors import UnsupportedModelError
 from ..masks import Mask
+from ..spec import parse_mask
 from . import attention, settings
 from .attention import Call, LayerMask, recording
 from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
@@ -35,8 +36,8 @@ from .spans import Asks
 CHANGED = (0, 3, 5, 8)  # columns whose token is changed; the others would cost time and tell the same
 TURNS = 8  # other tokens that it is changed into, at most, before a row is said not to depend on it
 PIECES = (LENGTH - 4, 1, 1, 2)  # tokens of a text that comes in pieces
-ITSELF = Mask.parse("window:1")
-PROBE = Mask.parse("strided:3|sinks:1")
+ITSELF = parse_mask("window:1")
+PROBE = parse_mask("strided:3|sinks:1")
 
 
 def check_model(model: nn.Module) -> CheckReport:

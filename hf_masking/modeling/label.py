@@ -25,7 +25,7 @@ def label_of(model: nn.Module) -> str:
     parts += [f"{_layers(layers)}: {mask}" for mask, layers in _grouped(overrides).items()]
     n_layers = count_layers(config)
     windows = {layer: window for layer in range(n_layers) if (window := own_window(config, layer))}
-    if wanted.replace_model_pattern:
+    if wanted.replace_model_window:
         return "; ".join([*parts, "without the model's own window"] if windows else parts)
     clipped = {
         layer: f"within the model's window of {window}"

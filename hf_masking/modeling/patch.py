@@ -38,7 +38,7 @@ def patch_model(
     *,
     layers: Mapping[int, Mask | str] | None = None,
     backend: str = "auto",
-    replace_model_pattern: bool = False,
+    replace_model_window: bool = False,
     check: bool = True,
 ) -> Model:
     """Makes a decoder attend under a mask, in training, evaluation, prefill and decoding.
@@ -49,7 +49,7 @@ def patch_model(
         mask: a mask or its spec, such as ``"window:256|sinks:4"``; None re-applies the one that the config carries.
         layers: other masks for single layers, ``{0: "causal", -1: "causal"}``.
         backend: what computes attention, see `masked_attention`.
-        replace_model_pattern: forget the window that the model has itself (Mistral, Gemma) instead of intersecting.
+        replace_model_window: forget the window that the model has itself (Mistral, Gemma) instead of intersecting.
         check: run the checks of `check_model` on tiny random batches, and refuse the model if one fails.
 
     Returns:
@@ -60,7 +60,7 @@ def patch_model(
         UnsupportedModelError: the model cannot be patched or fails a check; it is left as it was.
     """
     before, carried = find_patch(model), settings.read(pretrained(model).config)
-    wanted = _patch(model, mask, layers, backend, replace_model_pattern, check)
+    wanted = _patch(model, mask, layers, backend, replace_model_window, check)
     if carried is not None:
         _tell_what_is_lost(wanted, carried, settings.count_layers(pretrained(model).config), loaded=before is not None)
     return model
@@ -98,12 +98,12 @@ def patched(
     *,
     layers: Mapping[int, Mask | str] | None = None,
     backend: str = "auto",
-    replace_model_pattern: bool = False,
+    replace_model_window: bool = False,
     check: bool = True,
 ) -> Iterator[Model]:
     """`patch_model` for the length of a with block; afterwards the model is as it was, its earlier mask included."""
     before = find_patch(model)
-    _patch(model, mask, layers, backend, replace_model_pattern, check)
+    _patch(model, mask, layers, backend, replace_model_window, check)
     try:
         yield model
     finally:
@@ -117,12 +117,12 @@ def _patch(
     mask: Mask | str | None,
     layers: Mapping[int, Mask | str] | None,
     backend: str,
-    replace_model_pattern: bool,
+    replace_model_window: bool,
     check: bool,
 ) -> Settings:
     check_backend(backend)
     base, before = pretrained(model), find_patch(model)
-    wanted = _settings(base, mask, layers, replace_model_pattern)
+    wanted = _settings(base, mask, layers, replace_model_window)
     _check_heads(wanted, base.config)
     if before is not None:
         _undo(model)
@@ -226,7 +226,7 @@ def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[Adaptiv
         if not isinstance(layer, int) or attention.is_cross_attention(module):
             continue
         mask = wanted.mask_of(layer)
-        attention.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_pattern))
+        attention.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_window))
         if mask.is_adaptive and _is_attention(module):
             shape = shape_of(pretrained(model).config, layer)
             patch.learned[layer], added = learned.attach(module, mask, shape, before.get(layer, {}))
@@ -290,7 +290,7 @@ def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
         )
     if any(mask.lookahead for mask in masks):
         logger.warning("mask %s looks ahead: no generation and no autoregressive perplexity under it", wanted.mask)
-    if not wanted.replace_model_pattern:
+    if not wanted.replace_model_window:
         _tell_what_is_clipped(wanted, masks, config)
 
 
@@ -301,7 +301,7 @@ def _tell_what_is_clipped(wanted: Settings, masks: Sequence[Mask], config: PreTr
         if window and mask != Causal() and OwnWindow(window).clips(mask, positions_of(config)):
             logger.warning(
                 "mask %s: layers with a window of the model's own see no further back than its %d tokens, sinks, "
-                "prefixes and spans included; replace_model_pattern=True sets it aside",
+                "prefixes and spans included; replace_model_window=True sets it aside",
                 wanted.mask_of(layer),
                 window,
             )

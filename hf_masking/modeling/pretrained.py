@@ -114,7 +114,7 @@ def _load_adapter(adapter: Adapter, backend: str, auto_class: Any, kwargs: dict[
 def _patch(model: PreTrainedModel, saved: Settings, backend: str) -> None:
     patch = find_patch(model)
     if patch is None or patch.settings != saved:
-        masks: dict[str, Any] = {"layers": saved.layers, "replace_model_pattern": saved.replace_model_pattern}
+        masks: dict[str, Any] = {"layers": saved.layers, "replace_model_window": saved.replace_model_window}
         patch_model(model, saved.mask, check=False, backend=backend, **masks)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..masks import Mask
-from ..masks.spec import MAX_LENGTH
+from ..spec import MAX_LENGTH, parse_mask
 
 KEY = "hf_masking"  # the attribute of a config, and the key in config.json
 VERSION = 1
-_FIELDS = ("version", "mask", "layers", "replace_model_pattern")
+_FIELDS = ("version", "mask", "layers", "replace_model_window")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Settings:
 
     mask: Mask
     layers: Mapping[int, Mask] = field(default_factory=dict)
-    replace_model_pattern: bool = False
+    replace_model_window: bool = False
 
     @classmethod
     def of(
@@ -32,7 +32,7 @@ class Settings:
         mask: Mask | str,
         layers: Mapping[int, Mask | str] | None,
         n_layers: int,
-        replace_model_pattern: bool = False,
+        replace_model_window: bool = False,
     ) -> Settings:
         """Parses specs and counts negative layer indices from the end; raises ValueError for what does not exist."""
         resolved: dict[int, Mask] = {}
@@ -44,8 +44,8 @@ class Settings:
                 )
             if index % n_layers in resolved:
                 raise ValueError(f"layer {index % n_layers} is given twice")
-            resolved[index % n_layers] = Mask.parse(layer_mask)
-        return cls(Mask.parse(mask), resolved, replace_model_pattern)
+            resolved[index % n_layers] = parse_mask(layer_mask)
+        return cls(parse_mask(mask), resolved, replace_model_window)
 
     def mask_of(self, layer: int) -> Mask:
         return self.layers.get(layer, self.mask)
@@ -59,7 +59,7 @@ class Settings:
             "version": VERSION,
             "mask": _saved(self.mask),
             "layers": {str(layer): _saved(mask) for layer, mask in self.layers.items()},
-            "replace_model_pattern": self.replace_model_pattern,
+            "replace_model_window": self.replace_model_window,
         }
 
     @classmethod
@@ -78,9 +78,9 @@ class Settings:
         # An exact type: True equals 1 in Python, and 1.0 does, too.
         if type(data["version"]) is not int or data["version"] != VERSION:
             raise _wrong("'version'", f"format version {VERSION} (a newer hf_masking may know it)", data["version"])
-        replace, layers = data.get("replace_model_pattern", False), data.get("layers", {})
+        replace, layers = data.get("replace_model_window", False), data.get("layers", {})
         if not isinstance(replace, bool):
-            raise _wrong("'replace_model_pattern'", "true or false", replace)
+            raise _wrong("'replace_model_window'", "true or false", replace)
         if not isinstance(layers, Mapping):
             raise _wrong("'layers'", 'an object such as {"0": "causal"}', layers)
         masks = {_index(name, n_layers): _spec(f"'layers', layer {name}", spec) for name, spec in layers.items()}
@@ -109,7 +109,7 @@ def _spec(field_name: str, spec: Any) -> Mask:
     if not isinstance(spec, str):
         raise _wrong(field_name, "a spec such as 'window:256|sinks:4'", spec)
     try:
-        return Mask.parse(spec)
+        return parse_mask(spec)
     except ValueError as error:
         raise ValueError(f"the config's {KEY!r} entry is wrong in {field_name}: {error}") from None
 

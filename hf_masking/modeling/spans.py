@@ -43,7 +43,7 @@ class Asks:
         )
 
 
-def prefix_cache(
+def cache_with_prefix(
     model: nn.Module, lengths: Sequence[int] | Tensor | None = None, *, span_ids: Tensor | None = None
 ) -> DynamicCache:
     """An empty cache that says which tokens of the prompts are marked: ``generate(..., past_key_values=...)``.
@@ -147,8 +147,8 @@ def _prompts(arguments: Mapping[str, Any], real: Tensor | None, rows: int, new: 
         if tensor is not None and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
             raise ValueError(
                 f"the {name} of this first call are cut off longer ones, as in chunked prefill, where a chunk would "
-                "pass for the prompt; say the lengths: past_key_values=prefix_cache(model, lengths), or clone() a mask "
-                "that is a slice"
+                "pass for the prompt; say the lengths: past_key_values=cache_with_prefix(model, lengths), or clone() a "
+                "mask that is a slice"
             )
     counts = torch.full((rows,), new) if real is None else real.sum(-1)
     # Assisted decoding sends its first candidates along, and asks for as many logits more.
@@ -194,5 +194,5 @@ def _refuse_seen_labels(labels: Tensor | None, spans: Tensor) -> None:
     if bool((inside & (labels[:, 1:] != -100)).any()):
         raise ValueError(
             "labels inside a prefix or a marked span are seen by the rows that predict them; set them to -100: "
-            "labels = hf_masking.training.labels_behind(prefix_lengths, labels)"
+            "labels = hf_masking.training.labels_for_prefix_lm(prefix_lengths, labels)"
         )

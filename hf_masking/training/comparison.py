@@ -40,7 +40,7 @@ class Experiment:
     text_bytes: int | None = None
     layers: Mapping[int, str] = field(default_factory=dict)
     eval_batch_size: int = 4
-    replace_model_pattern: bool = False
+    replace_model_window: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
     train_ids, eval_ids = torch.from_numpy(experiment.train_ids), torch.from_numpy(experiment.eval_ids)
     model = load(experiment.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    patch_model(model, mask, layers=experiment.layers, replace_model_pattern=experiment.replace_model_pattern)
+    patch_model(model, mask, layers=experiment.layers, replace_model_window=experiment.replace_model_window)
     settings = replace(experiment.settings, seed=seed)
     evaluations: list[Perplexity] = []
     seconds: list[float] = []

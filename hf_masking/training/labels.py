@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def labels_behind(
+def labels_for_prefix_lm(
     prefix_lengths: Sequence[int] | Tensor, labels: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
     """Labels ``[B, N]`` with -100 in the prefix of each row and in its padding.

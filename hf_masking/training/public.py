@@ -2,7 +2,7 @@
 
 from .data import Contexts
 from .engine import asked_for, on_cpu
-from .labels import labels_behind
+from .labels import labels_for_prefix_lm
 from .loop import FinetuneResult, finetune
 from .settings import TrainingSettings
 from .stream import TokenStream
@@ -14,6 +14,6 @@ __all__ = [
     "TrainingSettings",
     "asked_for",
     "finetune",
-    "labels_behind",
+    "labels_for_prefix_lm",
     "on_cpu",
 ]

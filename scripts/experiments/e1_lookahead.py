@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_masking import patch_model, patched
-from hf_masking.masks import Mask
+from hf_masking import parse_mask, patch_model, patched
 from hf_masking.modeling import load
 from hf_masking.training import Contexts
 from hf_masking.training.data import IGNORED
@@ -53,7 +52,7 @@ def measure() -> Iterator[Row]:
             row = {"mask": mask, "labels": labels, "block": block, "loss measured": loss(model, held_out, everything)}
             row |= {"of the last tokens": loss(model, held_out, last), "under full attention": untouched}
             # What comes later is not there yet when a token is written.
-            with patched(model, mask if not Mask.parse(mask).lookahead else "causal", check=False):
+            with patched(model, mask if not parse_mask(mask).lookahead else "causal", check=False):
                 yield row | {"as decoded": loss(model, held_out, everything)}
 
 

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 from tuning import tuned
 
-from hf_masking import patch_model
-from hf_masking.masks import Mask
+from hf_masking import parse_mask, patch_model
 from hf_masking.masks.counting import density
 from hf_masking.training import TrainingSettings
 
@@ -52,7 +51,7 @@ def measure() -> Iterator[Row]:
 
 def _row(data: str, name: str, seed: int, loss: float) -> Row:
     spec = MASKS[name]
-    return {"data": data, "sees": name, "mask": spec, "pairs": density(Mask.parse(spec), CONTEXT), "seed": seed} | {
+    return {"data": data, "sees": name, "mask": spec, "pairs": density(parse_mask(spec), CONTEXT), "seed": seed} | {
         "loss": loss
     }
 

@@ -27,9 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
 
-from hf_masking import patch_model
+from hf_masking import parse_mask, patch_model
 from hf_masking.evaluation import in_own_process, peak_memory
-from hf_masking.masks import Mask
 from hf_masking.masks.counting import density
 
 LEARNT, LONG, STEPS, BATCH, ASKED = 512, 131_072, 400, 16, 64
@@ -116,7 +115,7 @@ def measure() -> Iterator[Row]:
         costs = {name: in_own_process(cost, folder, long) for name, (_, long) in masks.items()}
     for name, (short, long) in masks.items():
         seconds, bytes_held = costs[name]
-        row = {"sees": name, "mask": long, "pairs": density(Mask.parse(long), LONG), "seconds": seconds}
+        row = {"sees": name, "mask": long, "pairs": density(parse_mask(long), LONG), "seconds": seconds}
         row["MiB"] = round(bytes_held / 2**20)
         found: list[float] | list[None] = [None] * len(DISTANCES)
         if name in MASKS:

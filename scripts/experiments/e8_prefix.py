@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hf_masking import patch_model
-from hf_masking.training import labels_behind
+from hf_masking.training import labels_for_prefix_lm
 
 SEEDS, STEPS, BATCH = 3, 1000, 64
 WORDS, CODES, MEANINGS = 24, 12, 3
@@ -56,7 +56,7 @@ def learnt(mask: str, key_first: bool, seed: int) -> PreTrainedModel:
         tokens = texts(draw, key_first)
         lengths = [tokens.shape[1] - 1] * BATCH
         prefix = {"prefix_lengths": lengths} if mask != "causal" else {}
-        loss: torch.Tensor = model(tokens, labels=labels_behind(lengths, tokens), use_cache=False, **prefix).loss
+        loss: torch.Tensor = model(tokens, labels=labels_for_prefix_lm(lengths, tokens), use_cache=False, **prefix).loss
         return loss
 
     learn(model, of_next_batch, STEPS, 2e-3)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_masking import AdaptiveSpan, Mask, Relevance, TopBlocks
+from hf_masking import AdaptiveSpan, Relevance, TopBlocks, parse_mask
 from hf_masking.adaptive import ADAPTIVE, Features, LayerShape, relevance
 from hf_masking.adaptive.adaptive_mask import TILE
 from hf_masking.masks import FOREVER, Causal, SlidingWindow
@@ -22,59 +22,59 @@ SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2, head_size=3)
 @pytest.mark.parametrize(
     ("spec", "mask"),
     [
-        ("span:max=1024", AdaptiveSpan(1024)),
-        ("span:max=1024,ramp=8", AdaptiveSpan(1024, 8)),
-        ("span:max=64,dynamic=true", AdaptiveSpan(64, dynamic=True)),
+        ("adaptive_span:max=1024", AdaptiveSpan(1024)),
+        ("adaptive_span:max=1024,ramp=8", AdaptiveSpan(1024, 8)),
+        ("adaptive_span:max=64,dynamic=true", AdaptiveSpan(64, dynamic=True)),
         ("top_blocks:block=32,k=8", TopBlocks(32, 8)),
         ("top_blocks:block=32,k=8,score=mean", TopBlocks(32, 8, "mean")),
         ("relevance", Relevance()),
         ("relevance:rank=4,threshold=0.25", Relevance(4, 0.25)),
-        ("span:max=9|sinks:4", AdaptiveSpan(9) | Mask.parse("sinks:4")),
-        ("(span:max=9&relevance)|sinks:4", AdaptiveSpan(9) & Relevance() | Mask.parse("sinks:4")),
+        ("adaptive_span:max=9|sinks:4", AdaptiveSpan(9) | parse_mask("sinks:4")),
+        ("(adaptive_span:max=9&relevance)|sinks:4", AdaptiveSpan(9) & Relevance() | parse_mask("sinks:4")),
     ],
 )
 def test_specs(spec, mask):
-    assert Mask.parse(spec) == mask
-    assert Mask.parse(str(mask)) == mask
-    assert str(Mask.parse(str(mask))) == str(mask)
+    assert parse_mask(spec) == mask
+    assert parse_mask(str(mask)) == mask
+    assert str(parse_mask(str(mask))) == str(mask)
     assert pickle.loads(pickle.dumps(mask)) == mask
-    assert hash(Mask.parse(spec)) == hash(mask)
+    assert hash(parse_mask(spec)) == hash(mask)
 
 
 def test_positional_arguments_are_understood_too():
-    assert Mask.parse("top_blocks:32,8,mean") == TopBlocks(32, 8, "mean")
-    assert Mask.parse("span:64,16,true") == AdaptiveSpan(64, 16, True)
+    assert parse_mask("top_blocks:32,8,mean") == TopBlocks(32, 8, "mean")
+    assert parse_mask("adaptive_span:64,16,true") == AdaptiveSpan(64, 16, True)
 
 
 @given(st.floats(0, 0.4999, allow_subnormal=False).map(lambda x: round(x, 12)))
 def test_thresholds_round_trip(threshold):
-    assert Mask.parse(str(Relevance(4, threshold))) == Relevance(4, threshold)
+    assert parse_mask(str(Relevance(4, threshold))) == Relevance(4, threshold)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("span", "missing a required argument: 'max'"),
-        ("span:max=0", "`max` must be an integer from 1"),
-        ("span:max=2147483646,ramp=1", "`max` must be an integer from 1 to 16777216, got 2147483646"),
-        ("span:max=1,ramp=2147483646", "`ramp` must be an integer from 1 to 16777216, got 2147483646"),
-        ("span:max=8,ramp=0", "`ramp` must be an integer from 1"),
-        ("span:max=8,dynamic=maybe", "`dynamic` must be true or false, got 'maybe'"),
+        ("adaptive_span", "missing a required argument: 'max'"),
+        ("adaptive_span:max=0", "`max` must be an integer from 1"),
+        ("adaptive_span:max=2147483646,ramp=1", "`max` must be an integer from 1 to 16777216, got 2147483646"),
+        ("adaptive_span:max=1,ramp=2147483646", "`ramp` must be an integer from 1 to 16777216, got 2147483646"),
+        ("adaptive_span:max=8,ramp=0", "`ramp` must be an integer from 1"),
+        ("adaptive_span:max=8,dynamic=maybe", "`dynamic` must be true or false, got 'maybe'"),
         ("top_blocks:block=8", "missing a required argument: 'k'"),
         ("top_blocks:block=8,k=2,score=max", "`score` must be mean or minmax, got 'max'"),
         ("relevance:threshold=0.7", "`threshold` must be a number from 0 to below 0.5, got 0.7"),
         ("relevance:rank=2.5", "`rank` must be an integer"),
-        ("span:max=8|relevance", "a union of two masks that look at the content cannot be computed"),
-        ("span:max=8&(relevance|sinks:4)", "write the static part outside"),
-        ("span:max=8&span:max=9", "can be there once"),
-        ("causal-span:max=8", "only a static mask can be taken away"),
-        ("heads[span:max=8; causal]", "differs by head itself"),
-        ("spam:max=8", "did you mean 'span'?"),
+        ("adaptive_span:max=8|relevance", "a union of two masks that look at the content cannot be computed"),
+        ("adaptive_span:max=8&(relevance|sinks:4)", "write the static part outside"),
+        ("adaptive_span:max=8&adaptive_span:max=9", "can be there once"),
+        ("causal-adaptive_span:max=8", "only a static mask can be taken away"),
+        ("heads[adaptive_span:max=8; causal]", "differs by head itself"),
+        ("adaptive_spam:max=8", "did you mean 'adaptive_span'?"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(spec, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(").replace("?", r"\?")):
-        Mask.parse(spec)
+        parse_mask(spec)
 
 
 @pytest.mark.parametrize("rank", [13, 2**31 - 1])
@@ -86,9 +86,9 @@ def test_a_rank_above_the_hidden_size_is_refused_before_anything_is_allocated(ra
     assert largest.elements == 0
 
 
-@pytest.mark.parametrize("spec", ["span:max=8", "top_blocks:block=4,k=2|sinks:1", "relevance&window:8"])
+@pytest.mark.parametrize("spec", ["adaptive_span:max=8", "top_blocks:block=4,k=2|sinks:1", "relevance&window:8"])
 def test_questions_about_pairs_are_refused(spec):
-    mask, one = Mask.parse(spec), torch.tensor([1])
+    mask, one = parse_mask(spec), torch.tensor([1])
     for ask in (lambda: mask.allows(one, one), lambda: mask.tiles(one, one, one, one), lambda: mask.dense(4)):
         with pytest.raises(ValueError, match="depends on the content; effective_mask"):
             ask()
@@ -100,19 +100,23 @@ def test_static_answers_are_bounds():
     k = torch.arange(20)
     assert torch.equal(AdaptiveSpan(8, 4).last_reader(k), SlidingWindow(12).last_reader(k))
     assert bool((TopBlocks(4, 2).last_reader(k) == FOREVER).all())
-    assert Mask.parse("relevance&window:8|sinks:1").graded().bound == Mask.parse("sinks:1|causal&window:8")
+    assert parse_mask("relevance&window:8|sinks:1").graded().bound == parse_mask("sinks:1|causal&window:8")
 
 
 MASKS = ["{}", "{}|sinks:2", "{}&window:9|sinks:1", "({}-sinks:3)|window:2", "{}&strided:2", "({}|sinks:1)-window:1"]
 
 
 @pytest.mark.parametrize("form", MASKS)
-@pytest.mark.parametrize("leaf", [*ADAPTIVE, "span&relevance"])
+@pytest.mark.parametrize("leaf", [*ADAPTIVE, "adaptive_span&relevance"])
 def test_the_normal_form_is_the_definition(form, leaf):
     """Weights of random content, pair by pair: by the operators, and by the normal form."""
-    specs = {"span": "span:max=7,ramp=3", "top_blocks": "top_blocks:block=3,k=2", "relevance": "relevance:rank=2"}
+    specs = {
+        "adaptive_span": "adaptive_span:max=7,ramp=3",
+        "top_blocks": "top_blocks:block=3,k=2",
+        "relevance": "relevance:rank=2",
+    }
     both = "(" + "&".join(specs[name] for name in leaf.split("&")) + ")"
-    mask = Mask.parse(form.format(both))
+    mask = parse_mask(form.format(both))
     draw = torch.Generator().manual_seed(0)
     content = {name: torch.rand(17, 17, generator=draw).tolist() for name in specs}
 
@@ -232,8 +236,8 @@ def test_half_precision_chooses_what_its_numbers_say(dtype, score):
 
 @pytest.mark.parametrize("threshold", [1e-13, 0.1, 1e-3, 0.123456789012345])
 def test_a_threshold_survives_its_spec(threshold):
-    assert Mask.parse(str(Relevance(16, threshold))) == Relevance(16, threshold)
-    assert Mask.parse(f"relevance:threshold={threshold!r}") == Relevance(16, threshold)
+    assert parse_mask(str(Relevance(16, threshold))) == Relevance(16, threshold)
+    assert parse_mask(f"relevance:threshold={threshold!r}") == Relevance(16, threshold)
 
 
 @pytest.mark.parametrize("mask", [AdaptiveSpan(50), AdaptiveSpan(50, dynamic=True), Relevance(3)])

@@ -125,7 +125,13 @@ def test_sdpa_refuses_what_it_does_not_know(option):
         ("window:64", 300, {"queries": 1}, "gathered", "a single query"),
         ("top_blocks:block=4,k=2", 300, {"queries": 1}, "gathered", "a single query"),
         ("window:64", 300, {"queries": 9, "kept": [*range(4), *range(200, 300)]}, "gathered", "have gaps"),
-        ("span:max=9", 99, {"features": [Features(torch.ones(1, 1, 1, 1))]}, "blockwise", "the mask is adaptive"),
+        (
+            "adaptive_span:max=9",
+            99,
+            {"features": [Features(torch.ones(1, 1, 1, 1))]},
+            "blockwise",
+            "the mask is adaptive",
+        ),
     ],
 )
 def test_auto_takes_what_is_faster_and_logs_once_why(spec, length, options, expected, reason, monkeypatch, caplog):

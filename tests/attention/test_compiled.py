@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from hf_masking import parse_mask
 from hf_masking.attention import BACKENDS, masked_attention, operators
-from hf_masking.masks import Mask, SlidingWindow
+from hf_masking.masks import SlidingWindow
 from hf_masking.plan import Documents
 
 SHORT, LONG = 40, 150  # the graph itself computes up to 2^14 pairs
@@ -110,7 +111,7 @@ def test_half_precision_in_one_graph():
 
 
 def test_a_mask_as_an_object_is_compiled_too():
-    mask = Mask.parse("causal-(window:6-window:2)")
+    mask = parse_mask("causal-(window:6-window:2)")
     compiled = torch.compile(lambda *x: masked_attention(*x, mask), backend="eager")
     torch.testing.assert_close(compiled(*inputs(SHORT)), masked_attention(*inputs(SHORT), mask))
 
@@ -156,7 +157,7 @@ def operands(length, learn=True):
 @pytest.mark.filterwarnings("ignore")  # of the checks themselves
 def test_the_operators_keep_their_contracts():
     """Their shapes, strides and aliases are what they declare, and their gradients are registered as they should be."""
-    mask = operators.name_of(Mask.parse(SPEC))
+    mask = operators.name_of(parse_mask(SPEC))
     query, key, value, sinks, documents = operands(SHORT)
     free = operands(SHORT, learn=False)
     torch.library.opcheck(operators.allowed, (documents, 4, SHORT, mask))

@@ -7,25 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_masking import parse_mask
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.attention import masked_attention
 from hf_masking.attention.weights import chosen_pairs
-from hf_masking.masks import Mask
 from hf_masking.plan import Documents, selected
 
 from ..adaptive import oracle
 
 LEAVES = [
-    "span:max=40,ramp=5",
-    "span:max=40,ramp=5,dynamic=true",
+    "adaptive_span:max=40,ramp=5",
+    "adaptive_span:max=40,ramp=5,dynamic=true",
     "top_blocks:block=4,k=3",
     "top_blocks:block=5,k=2,score=mean",
     "relevance:rank=2,threshold=0.3",
     "relevance:rank=2,threshold=0",
-    "(span:max=40,ramp=5&relevance:rank=2,threshold=0.2)",
+    "(adaptive_span:max=40,ramp=5&relevance:rank=2,threshold=0.2)",
     "(top_blocks:block=4,k=3&relevance:rank=2,threshold=0.2)",
-    "(top_blocks:block=4,k=3&span:max=30,ramp=9)",
-    "(top_blocks:block=6,k=2&span:max=30,ramp=9,dynamic=true&relevance:rank=2)",
+    "(top_blocks:block=4,k=3&adaptive_span:max=30,ramp=9)",
+    "(top_blocks:block=6,k=2&adaptive_span:max=30,ramp=9,dynamic=true&relevance:rank=2)",
 ]
 FORMS = [
     "{}",
@@ -60,7 +60,7 @@ class Problem:
         def random(*shape):
             return torch.randn(*shape, generator=draw, dtype=torch.float64).to(self.dtype).requires_grad_()
 
-        self.mask = Mask.parse(self.spec)
+        self.mask = parse_mask(self.spec)
         self.tensors = [
             random(self.rows, heads, self.queries, 6),
             random(self.rows, self.key_heads, self.keys, 6),
@@ -68,7 +68,7 @@ class Problem:
         ]
         self.features = []
         for leaf in self.mask.graded().leaves:
-            if leaf.name == "span":
+            if leaf.name == "adaptive_span":
                 shape = (self.rows, heads, self.queries, 1) if leaf.dynamic else (1, heads, 1, 1)
                 spans = torch.rand(shape, generator=draw, dtype=torch.float64).to(self.dtype) * leaf.max
                 self.features.append(Features(spans.requires_grad_()))
@@ -119,7 +119,7 @@ def weights_by_definition(problem):
                 if leaf.name == "top_blocks":
                     return float(j // leaf.block in oracle.chosen_blocks(leaf, together, key[row][shared], i))
                 read = features[leaf.name]
-                if leaf.name == "span":
+                if leaf.name == "adaptive_span":
                     spans = read.query.expand(problem.rows, -1, n, -1)
                     return oracle.span_weight(leaf, float(spans[row, head, i, 0].detach()), i, j)
                 mine, theirs = read.query[row, head].tolist(), read.key[row, shared].tolist()
@@ -146,7 +146,7 @@ def dense(problem):
     query, key, value, *rest = problem.tensors
     distance = torch.arange(60)[:, None] - torch.arange(60)
     (leaf,) = problem.mask.graded().leaves
-    if leaf.name == "span":
+    if leaf.name == "adaptive_span":
         weights = (1 + (rest[0] - distance) / leaf.ramp).clamp(0, 1) * (distance >= 0)
     elif leaf.name == "relevance":
         weights = (rest[0] @ rest[1].mT).sigmoid()
@@ -212,7 +212,7 @@ def test_sink_logits_take_their_share():
 
 def test_dropped_weights_are_the_same_in_the_backward_pass():
     """With dropout the output is linear in the values, under the weights that the backward pass must draw again."""
-    for spec in ("top_blocks:block=4,k=3", "relevance:rank=2", "top_blocks:block=4,k=3&span:max=30"):
+    for spec in ("top_blocks:block=4,k=3", "relevance:rank=2", "top_blocks:block=4,k=3&adaptive_span:max=30"):
         problem = Problem(spec, options={"dropout": 0.5})
         torch.manual_seed(3)
         output = problem.output("blockwise")
@@ -224,7 +224,11 @@ def test_dropped_weights_are_the_same_in_the_backward_pass():
 
 
 def test_enough_blocks_and_the_longest_spans_are_causal():
-    for spec, span in (("top_blocks:block=4,k=15", None), ("span:max=60", 60.0), ("span:max=60,dynamic=true", 60.0)):
+    for spec, span in (
+        ("top_blocks:block=4,k=15", None),
+        ("adaptive_span:max=60", 60.0),
+        ("adaptive_span:max=60,dynamic=true", 60.0),
+    ):
         problem = Problem(spec)
         if span is not None:
             with torch.no_grad():
@@ -235,15 +239,17 @@ def test_enough_blocks_and_the_longest_spans_are_causal():
 
 
 def test_more_is_refused_in_words():
-    problem = Problem("span:max=40")
+    problem = Problem("adaptive_span:max=40")
     for backend in ("sdpa", "flex"):
         with pytest.raises(ValueError, match=f"backend '{backend}' computes no adaptive mask"):
             problem.output(backend)
     problem.features = []
-    with pytest.raises(ValueError, match="'span:max=40' needs features= of span:max=40, got 0"):
+    with pytest.raises(ValueError, match="'adaptive_span:max=40' needs features= of adaptive_span:max=40, got 0"):
         problem.output("blockwise")
     problem.features = [Features(torch.ones(1, 3, 1, 1))]
-    with pytest.raises(ValueError, match=r"the query features of 'span:max=40' must have shape \[2, 4, 60, 'size'\]"):
+    with pytest.raises(
+        ValueError, match=r"the query features of 'adaptive_span:max=40' must have shape \[2, 4, 60, 'size'\]"
+    ):
         problem.output("blockwise")
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_masking import parse_mask
 from hf_masking.attention import masked_attention
-from hf_masking.masks import Mask
 from hf_masking.plan import Documents
 from hf_masking.plan.documents import ids_from_padding, ids_from_position_ids, positions_in_documents
 
@@ -58,7 +58,7 @@ def test_equals_the_definition(mask, queries, ids):
 
 
 def test_gradients_equal_those_of_the_definition():
-    mask, ids = Mask.parse("offsets:1,3|sinks:1"), [[0] * KEYS, [-1, -1, 0, 0, 0, -1, 0, 1, 1, 1, 1]]
+    mask, ids = parse_mask("offsets:1,3|sinks:1"), [[0] * KEYS, [-1, -1, 0, 0, 0, -1, 0, 1, 1, 1, 1]]
     ours, theirs = inputs(requires_grad=True), inputs(requires_grad=True)
     weight = torch.randn(BATCH, QUERY_HEADS, KEYS, VALUE, dtype=torch.float64)
     (masked_attention(*ours, mask, documents=torch.tensor(ids), backend="reference") * weight).sum().backward()
@@ -83,7 +83,7 @@ def test_the_textbooks_causal_attention():
 def test_multiplying_scores_by_the_mask_is_not_masking():
     """softmax(QK' * M) gives an excluded key weight exp(0), so the future leaks; -inf gives it nothing."""
     query, key, value = (torch.randn(1, 1, 7, 8, dtype=torch.float64) for _ in range(3))
-    mask = Mask.parse("causal").dense(7)
+    mask = parse_mask("causal").dense(7)
 
     def multiplied(value):
         return (query @ key.transpose(-2, -1) / 8**0.5 * mask).softmax(-1) @ value
@@ -119,7 +119,7 @@ def test_dropout_drops_weights_and_keeps_their_mean():
 def test_softcap_and_sink_logits():
     query, key, value = inputs()
     scores = 2 * torch.tanh(query @ key.repeat_interleave(2, 1).transpose(-2, -1) / HEAD**0.5 / 2)
-    scores = scores.masked_fill(~Mask.parse("causal").dense(KEYS), -torch.inf).exp()
+    scores = scores.masked_fill(~parse_mask("causal").dense(KEYS), -torch.inf).exp()
     sinks = torch.linspace(-1, 1, QUERY_HEADS, dtype=torch.float64)
     weights = scores / (scores.sum(-1, keepdim=True) + sinks.exp()[None, :, None, None])
     output = masked_attention(query, key, value, "causal", softcap=2.0, sink_logits=sinks)

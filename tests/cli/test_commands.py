@@ -65,14 +65,16 @@ def test_show_of_what_the_content_decides(run, model_folder, tmp_path):
     assert "density    80.95% of causal here (17 of 21 pairs), mean weight 80.95%" in out
     assert "80.95% over all layers and heads" in out
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    code, out, _ = run("show", "span:max=2,ramp=4", "--model", model_folder, "--text", "abcdefgh", "--length", "6")
+    code, out, _ = run(
+        "show", "adaptive_span:max=2,ramp=4", "--model", model_folder, "--text", "abcdefgh", "--length", "6"
+    )
     assert code == 0
     assert out.splitlines()[5].split() == ["▒", "▒", "▒", "■", "■", "■"]
 
 
 def test_a_checkpoint_is_read_with_what_its_mask_has_learned(run, model_folder, text_file, tmp_path):
     learned = tmp_path / "learned"
-    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "span:max=8,ramp=2", check=False)
+    model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "adaptive_span:max=8,ramp=2", check=False)
     for layer in model.model.layers:
         torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, 0.25)
     model.save_pretrained(learned)
@@ -81,22 +83,24 @@ def test_a_checkpoint_is_read_with_what_its_mask_has_learned(run, model_folder, 
     figures = {}
     for name, more in {
         "carried": ("eval", learned),
-        "named": ("eval", learned, "--mask", "span:max=8,ramp=2"),
-        "new": ("eval", model_folder, "--mask", "span:max=8,ramp=2"),
+        "named": ("eval", learned, "--mask", "adaptive_span:max=8,ramp=2"),
+        "new": ("eval", model_folder, "--mask", "adaptive_span:max=8,ramp=2"),
     }.items():
         code, _, err = run(*more, *quick, "--output", tmp_path / f"{name}.json")
         assert code == 0, err
         (row,) = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         figures[name] = row["perplexity"]
     assert figures["carried"] == figures["named"] != figures["new"]
-    code, out, err = run("show", "span:max=8,ramp=2", "--model", learned, "--text", "abcdefgh", "--length", "8")
+    code, out, err = run(
+        "show", "adaptive_span:max=8,ramp=2", "--model", learned, "--text", "abcdefgh", "--length", "8"
+    )
     assert code == 0, err
     assert out.splitlines()[7].split() == ["·", "·", "·", "·", "▒", "■", "■", "■"]
     code, out, err = run("check", learned, "--length", "9")
     assert code == 0, err
     code, out, err = run("generate", learned, "--prompt", "The quick", "--max-new-tokens", "3")
     assert code == 0, err
-    assert "span:max=8,ramp=2" in err
+    assert "adaptive_span:max=8,ramp=2" in err
 
 
 def test_bench(run, tmp_path):

@@ -54,7 +54,7 @@ def test_rows_are_called_what_ran(run, model_folder, text_file, mistral, tmp_pat
     assert [row["mask"] for row in measured] == ["causal", "window:4"]
     assert "0: strided:2" in re.sub(r"\s+", " ", err)
     assert names(rows(run, mistral, "--data", text_file)[0]) == ["causal; within the model's window of 8"]
-    (row,), _ = rows(run, mistral, "--mask", "causal", "--replace-model-pattern", "--data", text_file)
+    (row,), _ = rows(run, mistral, "--mask", "causal", "--replace-model-window", "--data", text_file)
     assert row["runs"] == "causal; without the model's own window"
     carried = shutil.copytree(model_folder, tmp_path / "carried")
     patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "window:5|sinks:1").save_pretrained(carried)
@@ -63,9 +63,9 @@ def test_rows_are_called_what_ran(run, model_folder, text_file, mistral, tmp_pat
 
 def test_a_window_of_the_models_own_is_set_aside(run, model_folder, text_file, mistral):
     _, err = rows(run, mistral, "--mask", "strided:8", "--data", text_file)
-    assert "warning: mask strided:8: " in err and "--replace-model-pattern sets it aside" in err
+    assert "warning: mask strided:8: " in err and "--replace-model-window sets it aside" in err
     under, _ = rows(run, mistral, "--mask", "strided:8", "--data", text_file)
-    aside, err = rows(run, mistral, "--mask", "strided:8", "--replace-model-pattern", "--data", text_file)
+    aside, err = rows(run, mistral, "--mask", "strided:8", "--replace-model-window", "--data", text_file)
     assert under[0]["perplexity"] != aside[0]["perplexity"] and "sets it aside" not in err
 
 

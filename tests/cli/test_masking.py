@@ -37,7 +37,7 @@ def test_options_that_go_with_a_mask(run, model_folder, text_file, tmp_path):
     for command in ("eval", "generate", "check", "finetune"):
         more = {"eval": ["--data", text_file], "generate": ["--prompt", "a"], "check": []}
         more["finetune"] = ["--data", text_file, "--output", tmp_path / "out"]
-        for option in (("--layer", "0=causal"), ("--replace-model-pattern",)):
+        for option in (("--layer", "0=causal"), ("--replace-model-window",)):
             code, _, err = run(command, carried, *more[command], *option)
             assert code == 2
             assert f"error: {option[0]} goes with --mask; name the mask that the model carries" in err
@@ -54,4 +54,4 @@ def test_a_fine_tuning_says_what_it_runs(run, model_folder, text_file, tmp_path)
     assert "warning: --steps 1 end before --warmup-steps 20 do" in err
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (described["mask"], described["layers"]) == ("window:5", {"1": "causal"})
-    assert described["replace_model_pattern"] is False
+    assert described["replace_model_window"] is False

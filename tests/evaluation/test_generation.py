@@ -9,9 +9,9 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModel, AutoModelForCausalLM, RobertaConfig
 
+from hf_masking import parse_mask
 from hf_masking.evaluation import check_generation, generation
 from hf_masking.evaluation.generation import MODES, borders
-from hf_masking.masks import Mask
 from hf_masking.modeling import batch, cache, patch_model, reading, spans, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
@@ -95,7 +95,7 @@ def test_masks_by_layer(soon):
     ],
 )
 def test_borders(mask, expected):
-    assert borders([Mask.parse(mask)]) == sorted(set(expected))
+    assert borders([parse_mask(mask)]) == sorted(set(expected))
 
 
 def a_key_dropped_one_step_early(monkeypatch):

@@ -11,7 +11,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from hf_masking.masks import Mask
+from hf_masking import parse_mask
 
 VOCABULARY, WINDOW = 97, 5
 
@@ -84,7 +84,7 @@ def dense_mask(mask: str, windows: int | None, ids: list[list[int]]) -> torch.Te
     """
     from ..masks.oracle import allowed
 
-    mask = Mask.parse(mask)
+    mask = parse_mask(mask)
     rows = []
     for row in ids:
         n = len(row)

@@ -26,7 +26,7 @@ peft = pytest.importorskip("peft")
 # Of PEFT, which calls what Transformers has renamed, and asks a hub for the base model's config.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Could not find a config file")
 
-MASK, SPAN = "window:4|sinks:1", "span:max=20|sinks:1"
+MASK, SPAN = "window:4|sinks:1", "adaptive_span:max=20|sinks:1"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_an_adapter_is_loaded_under_the_mask_that_it_was_saved_with(base, tmp_pa
         "version": 1,
         "mask": MASK,
         "layers": {"0": "strided:2"},
-        "replace_model_pattern": False,
+        "replace_model_window": False,
     }
     loaded = from_pretrained(tmp_path)
     assert isinstance(loaded, peft.PeftModel) and layer_masks(loaded) == layer_masks(model)
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_the_trainer(base, tmp_path):
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_what_masks_have_learned(base, tmp_path, merge):
-    model = adapted(base, SPAN, modules_to_save=["span"])
+    model = adapted(base, SPAN, modules_to_save=["adaptive_span"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "share" in name:

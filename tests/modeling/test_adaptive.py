@@ -25,14 +25,14 @@ from ..attention.test_blockwise import LargestTensor
 from .families import CONFIGS, build
 
 SPECS = {
-    "span": "span:max=20,ramp=4|sinks:1",
-    "dynamic span": "span:max=20,ramp=4,dynamic=true",
+    "span": "adaptive_span:max=20,ramp=4|sinks:1",
+    "dynamic span": "adaptive_span:max=20,ramp=4,dynamic=true",
     "top blocks": "top_blocks:block=4,k=2",
     "top blocks by mean": "top_blocks:block=3,k=2,score=mean|sinks:1|window:5",
     "top blocks in a window": "top_blocks:block=4,k=2&window:30",
     "relevance": "relevance:rank=3,threshold=0.2",
-    "both": "(span:max=30,ramp=6&relevance:rank=2,threshold=0.1)|window:2",
-    "all": "(top_blocks:block=4,k=3&span:max=25&relevance:rank=2)|sinks:1",
+    "both": "(adaptive_span:max=30,ramp=6&relevance:rank=2,threshold=0.1)|window:2",
+    "all": "(top_blocks:block=4,k=3&adaptive_span:max=25&relevance:rank=2)|sinks:1",
     "under a prefix": "prefix|top_blocks:block=4,k=2",
 }
 UNMARKED = [name for name in SPECS if "prefix" not in name]
@@ -74,7 +74,9 @@ def learns(spec):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("spec", ["span:max=64", "span:max=64,dynamic=true", "top_blocks:block=4,k=16", "relevance"])
+@pytest.mark.parametrize(
+    "spec", ["adaptive_span:max=64", "adaptive_span:max=64,dynamic=true", "top_blocks:block=4,k=16", "relevance"]
+)
 def test_a_pretrained_model_starts_as_it_was(family, spec):
     stock = build(family)
     batch = {"input_ids": tokens(2, 40)}
@@ -165,15 +167,15 @@ def test_a_patch_leaves_no_trace_and_keeps_what_is_learned():
     stock = build("llama")
     names, ids = [name for name, _ in stock.named_parameters()], tokens(1, 30)
     expected = stock(ids).logits
-    model = learn(patch_model(stock, "span:max=20|sinks:1", check=False))
+    model = learn(patch_model(stock, "adaptive_span:max=20|sinks:1", check=False))
     under_it = model(ids).logits
     assert not torch.allclose(under_it, expected)
     with patched(model, "window:3", check=False):
         assert not [name for name, _ in model.named_parameters() if is_learned(name)]
     assert torch.equal(model(ids).logits, under_it)
     # The same span beside other masks is the same span.
-    patch_model(model, "span:max=20|sinks:2", check=False)
-    patch_model(model, "span:max=20|sinks:1", check=False)
+    patch_model(model, "adaptive_span:max=20|sinks:2", check=False)
+    patch_model(model, "adaptive_span:max=20|sinks:1", check=False)
     assert torch.equal(model(ids).logits, under_it)
     with pytest.raises(ValueError, match="unknown layer 7"):
         patch_model(model, "window:3", layers={7: "causal"})
@@ -195,7 +197,7 @@ def test_the_effective_mask_is_the_realised_one():
     # Heads that share keys choose the same; the own block and one more.
     assert torch.equal(seen[0][:, 0], seen[0][:, 1])
     assert seen[0][:, :, 19].sum(-1).tolist() == [[8] * 4] * 2
-    model = model_of("llama", "span:max=20,ramp=4")
+    model = model_of("llama", "adaptive_span:max=20,ramp=4")
     share = model.model.layers[0].self_attn.hf_masking.span.share
     weights = effective_weights(model, input_ids=ids)[0]
     distance = torch.arange(20)[:, None] - torch.arange(20)
@@ -205,7 +207,7 @@ def test_the_effective_mask_is_the_realised_one():
 
 def test_a_cache_keeps_the_longest_span(monkeypatch):
     monkeypatch.setattr(cache, "ROLLBACK", 4)
-    model = patch_model(build("llama"), "span:max=40,ramp=4", check=False)
+    model = patch_model(build("llama"), "adaptive_span:max=40,ramp=4", check=False)
     for layer, share in zip(model.model.layers, (0.1, 0.5), strict=True):
         torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, share)
     kept = DynamicCache(config=model.config)
@@ -239,7 +241,7 @@ def test_gradients_with_checkpointing_are_those_without(name):
 
 
 def test_penalties_are_collected_where_one_asks():
-    model, ids = model_of("llama", "span:max=20&relevance:rank=2").train(), tokens(1, 24)
+    model, ids = model_of("llama", "adaptive_span:max=20&relevance:rank=2").train(), tokens(1, 24)
     with mask_penalties() as penalties:
         model(ids)
     assert len(penalties) == 4
@@ -275,7 +277,7 @@ def test_nothing_is_left_behind_by_a_call_that_fails(monkeypatch):
 
 
 def test_a_plain_load_says_that_something_is_missing(tmp_path):
-    model = model_of("llama", "span:max=20")
+    model = model_of("llama", "adaptive_span:max=20")
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
     with pytest.raises(ValueError, match=r"hf_masking\.from_pretrained"):

@@ -38,7 +38,10 @@ def learned_of(model):
     return learned
 
 
-@pytest.mark.parametrize("spec", ["span:max=60,ramp=20&strided:4", "(span:max=30,ramp=5)&(dilated:9,2)", "span:max=20"])
+@pytest.mark.parametrize(
+    "spec",
+    ["adaptive_span:max=60,ramp=20&strided:4", "(adaptive_span:max=30,ramp=5)&(dilated:9,2)", "adaptive_span:max=20"],
+)
 def test_a_text_in_pieces_is_the_whole_text(spec):
     model, ids, cache = model_of("llama", spec), tokens(2, 78), DynamicCache()
     with torch.no_grad():
@@ -48,7 +51,8 @@ def test_a_text_in_pieces_is_the_whole_text(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["span:max=20,ramp=4", "span:max=20,dynamic=true", "relevance:rank=3", "top_blocks:block=4,k=2"]
+    "spec",
+    ["adaptive_span:max=20,ramp=4", "adaptive_span:max=20,dynamic=true", "relevance:rank=3", "top_blocks:block=4,k=2"],
 )
 @pytest.mark.filterwarnings("ignore")  # of the compiler, on what it leaves to Python
 def test_a_compiled_model_is_the_model(spec):
@@ -58,7 +62,7 @@ def test_a_compiled_model_is_the_model(spec):
         torch.testing.assert_close(torch.compile(model, backend="eager")(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("spec", ["span:max=20", "span:max=20,dynamic=true", "relevance:rank=2"])
+@pytest.mark.parametrize("spec", ["adaptive_span:max=20", "adaptive_span:max=20,dynamic=true", "relevance:rank=2"])
 def test_two_forwards_may_come_before_one_backward(spec):
     model = model_of("llama", spec).train()
     (model(tokens(1, 9)).logits.sum() + model(tokens(1, 12)).logits.sum()).backward()
@@ -67,7 +71,7 @@ def test_two_forwards_may_come_before_one_backward(spec):
 
 def test_a_cache_keeps_the_last_key_of_a_span_that_is_no_integer(monkeypatch):
     monkeypatch.setattr("hf_masking.modeling.cache.ROLLBACK", 0)
-    model, ids = patch_model(build("llama"), "span:max=10,ramp=1", check=False), tokens(1, 60)
+    model, ids = patch_model(build("llama"), "adaptive_span:max=10,ramp=1", check=False), tokens(1, 60)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(0.35) if is_learned(name) else None
@@ -97,21 +101,21 @@ def test_autocast_changes_no_choice():
     assert float((torch.cat(steps, 1) - whole).abs().mean()) < 0.02 * float(whole.std())
 
 
-@pytest.mark.parametrize("spec", ["relevance:rank=3,threshold=0.2", "span:max=20,ramp=4,dynamic=true"])
+@pytest.mark.parametrize("spec", ["relevance:rank=3,threshold=0.2", "adaptive_span:max=20,ramp=4,dynamic=true"])
 def test_what_is_learned_keeps_double_precision(spec):
     model = learn(patch_model(build("llama").double(), spec, check=False))
     assert check_model(model).passed
 
 
 def test_a_model_that_has_come_to_nan_says_so_in_its_loss():
-    model = model_of("llama", "span:max=20,dynamic=true")
+    model = model_of("llama", "adaptive_span:max=20,dynamic=true")
     with torch.no_grad():
         model.get_input_embeddings().weight[tokens(1, 9)[0, 4]] = torch.nan
     assert bool(model(tokens(1, 9), labels=tokens(1, 9)).loss.isnan())
 
 
 def test_penalties_are_collected_in_evaluation_mode_too():
-    model = model_of("llama", "span:max=20").eval()
+    model = model_of("llama", "adaptive_span:max=20").eval()
     with mask_penalties() as penalties:
         model(tokens(1, 9))
     assert len(penalties) == 2 and penalties[0].requires_grad
@@ -119,7 +123,7 @@ def test_penalties_are_collected_in_evaluation_mode_too():
 
 @pytest.mark.parametrize("cause", ["reentrant", "frozen"])
 def test_penalties_that_cannot_be_collected_are_told(cause, caplog):
-    model = model_of("llama", "span:max=20").train()
+    model = model_of("llama", "adaptive_span:max=20").train()
     learned._tell_once.cache_clear()
     if cause == "frozen":
         model.requires_grad_(False)
@@ -157,7 +161,7 @@ def test_a_plain_load_with_the_mask_named_says_what_it_lacks(tmp_path, caplog):
 
 
 def test_a_variant_and_strangers_beside_it(tmp_path):
-    model = model_of("llama", "span:max=20|sinks:1")
+    model = model_of("llama", "adaptive_span:max=20|sinks:1")
     model.save_pretrained(tmp_path)
     learn(model, seed=9).save_pretrained(tmp_path, variant="fp16")
     (tmp_path / "old.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
@@ -204,7 +208,7 @@ def test_names_that_transformers_changes_are_found(tmp_path):
         assert torch.equal(parameter, same), name
 
 
-@pytest.mark.parametrize("spec", ["span:max=20", "relevance:rank=3", "top_blocks:block=4,k=2"])
+@pytest.mark.parametrize("spec", ["adaptive_span:max=20", "relevance:rank=3", "top_blocks:block=4,k=2"])
 def test_layers_with_heads_of_their_own(spec):
     config = Gemma4TextConfig(
         **TINY, num_key_value_heads=2, head_dim=8, global_head_dim=16, num_global_key_value_heads=1,
@@ -227,7 +231,7 @@ def test_an_encoder_of_images_beside_the_decoder_gets_no_mask():
         "position_embedding_size": 64,
     }  # fmt: skip
     model = AutoModelForCausalLM.from_config(Gemma4Config(text_config=text, vision_config=vision, audio_config=None))
-    patch_model(model, "span:max=20", check=False)
+    patch_model(model, "adaptive_span:max=20", check=False)
     learned = [name for name, _ in model.named_parameters() if is_learned(name)]
     assert len(learned) == 2 and all("language_model" in name for name in learned)
     with pytest.raises(ValueError, match=r"has no mask; .* encoders beside a patched decoder are not supported"):
@@ -300,8 +304,10 @@ def test_features_without_a_mask_that_reads_them_are_refused():
 @pytest.mark.filterwarnings("ignore")  # of peft, on what it asks the hub for
 def test_a_named_mask_learns_and_is_saved_with_an_adapter(tmp_path):
     base, ids = build("llama"), tokens(1, 20)
-    options = LoraConfig(target_modules=["q_proj"], modules_to_save=["span"], init_lora_weights=False)
-    model = get_peft_model(patch_model(copy.deepcopy(base), "span:max=20|sinks:1", check=False), options).train()
+    options = LoraConfig(target_modules=["q_proj"], modules_to_save=["adaptive_span"], init_lora_weights=False)
+    model = get_peft_model(
+        patch_model(copy.deepcopy(base), "adaptive_span:max=20|sinks:1", check=False), options
+    ).train()
     with mask_penalties() as penalties:
         model(input_ids=ids)
     sum(penalties).backward()
@@ -312,5 +318,5 @@ def test_a_named_mask_learns_and_is_saved_with_an_adapter(tmp_path):
             parameter.fill_(0.3)
         expected = model.eval()(input_ids=ids).logits
         model.save_pretrained(tmp_path)
-        patch_model(base, "span:max=20|sinks:1", check=False)
+        patch_model(base, "adaptive_span:max=20|sinks:1", check=False)
         assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(input_ids=ids).logits, expected)

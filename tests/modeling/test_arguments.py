@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2DoubleHeadsModel
 
-from hf_masking import effective_mask, patch_model
+from hf_masking import effective_mask, parse_mask, patch_model
 
 from .families import CONFIGS, build, tokens
 from .test_equals_dense import give_layers_a_dense_mask
@@ -101,9 +101,8 @@ def test_choices_are_rows(mask, padded):
 
 
 def patch_mask(mask, real):
-    from hf_masking.masks import Mask
 
-    return Mask.parse(mask).dense(9) & real.bool()[None] & real.bool()[:, None]
+    return parse_mask(mask).dense(9) & real.bool()[None] & real.bool()[:, None]
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from transformers import (
     pipeline,
 )
 
+from hf_masking import parse_mask
 from hf_masking.attention import BACKENDS
-from hf_masking.masks import Mask
 from hf_masking.modeling import batch, cache, patch_model, patched, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.cache import MaskedLayer
@@ -65,13 +65,19 @@ def test_decoding_step_by_step(family, mask):
     torch.testing.assert_close(in_pieces[real], whole[real], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", sorted({"auto", *BACKENDS} - {"flex"}))
-@pytest.mark.parametrize(("family", "mask"), [("llama", "window:4|sinks:2"), ("gemma3", "span:max=3,ramp=2|sinks:1")])
+@pytest.mark.parametrize(
+    ("family", "mask", "backend"),
+    [
+        *(("llama", "window:4|sinks:2", backend) for backend in sorted({"auto", *BACKENDS} - {"flex"})),
+        *(
+            ("gemma3", "adaptive_span:max=3,ramp=2|sinks:1", backend)
+            for backend in ("auto", *(name for name in sorted(BACKENDS) if BACKENDS[name].adaptive))
+        ),
+    ],
+)
 @torch.no_grad()
 def test_decoding_under_a_named_backend(family, mask, backend):
     """A backend that computes neighbouring keys retains them all; the others go on where keys have been evicted."""
-    if "span" in mask and not (backend == "auto" or BACKENDS[backend].adaptive):
-        pytest.skip("no adaptive masks")
     model = patch_model(build(family), mask, backend=backend, check=False)
     inputs, attention_mask = tokens(2, 110), torch.ones(2, 110, dtype=torch.long)
     attention_mask[1, :5] = attention_mask[1, 8] = attention_mask[:, 80:82] = 0
@@ -87,7 +93,7 @@ def test_decoding_under_a_named_backend(family, mask, backend):
 @pytest.mark.parametrize("family", CONFIGS)
 @torch.no_grad()
 def test_a_given_cache_is_adopted(family):
-    model = patch_model(build(family), "window:9|sinks:1", replace_model_pattern=True, check=False)
+    model = patch_model(build(family), "window:9|sinks:1", replace_model_window=True, check=False)
     inputs, ones = tokens(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
     whole = model(inputs, use_cache=False).logits
     in_pieces = decode(model, inputs, ones, [12] + [1] * 9, with_mask=False, cache=DynamicCache(config=model.config))
@@ -217,7 +223,7 @@ def test_a_second_turn_goes_on_where_a_row_has_ended_early(family, mask):
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 @torch.no_grad()
 def test_a_static_cache_that_drops_needed_keys_is_refused(family):
-    model = patch_model(build(family), "window:9|sinks:1", replace_model_pattern=True, check=False)
+    model = patch_model(build(family), "window:9|sinks:1", replace_model_window=True, check=False)
     settings = {"max_new_tokens": 6, "cache_implementation": "static", "disable_compile": True, "eos_token_id": None}
     with pytest.raises(ValueError, match="a static cache keeps no more than the model's own window"):
         model.generate(tokens(1, 9), **settings)
@@ -235,7 +241,7 @@ class Run:
     """A cache layer under a mask, and beside it a list of everything that was ever appended."""
 
     def __init__(self, mask, real):
-        self.layer, self.mask, self.real = MaskedLayer(), Mask.parse(mask), torch.tensor(real).bool()
+        self.layer, self.mask, self.real = MaskedLayer(), parse_mask(mask), torch.tensor(real).bool()
         self.rows = torch.arange(len(real))
 
     def append(self, new):
@@ -393,7 +399,7 @@ def test_caches_that_cannot_be_exact_are_refused(monkeypatch):
     stock = build("mistral")
     kept_by_config = DynamicCache(config=stock.config)
     stock(tokens(1, 9), past_key_values=kept_by_config)
-    model = patch_model(stock, "window:9|sinks:1", replace_model_pattern=True, check=False)
+    model = patch_model(stock, "window:9|sinks:1", replace_model_window=True, check=False)
     with pytest.raises(ValueError, match="this cache holds 9 tokens that no patched model has read"):
         model(tokens(1, 1), past_key_values=kept_by_config)
 

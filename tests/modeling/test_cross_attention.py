@@ -75,6 +75,6 @@ def test_without_an_encoder_the_decoder_works(family):
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_cross_attention_learns_no_mask(family):
-    model = patch_model(decoder(family), "span:max=20|sinks:1", check=False)
+    model = patch_model(decoder(family), "adaptive_span:max=20|sinks:1", check=False)
     learned = [name for name, _ in model.named_parameters() if is_learned(name)]
     assert len(learned) == 2 and not any("cross" in name for name in learned)

@@ -46,7 +46,7 @@ def give_layers_a_dense_mask(model, masks):
 
 
 def dense_forward(family, layer_masks, ids, inputs):
-    """The stock model in eager attention, a dense mask a layer: no code of the plugin but `Mask.parse`."""
+    """The stock model in eager attention, a dense mask a layer: no code of the plugin but `parse_mask`."""
     model = build(family)
     model.set_attn_implementation("eager")
     bias = [
@@ -127,7 +127,7 @@ def left_padding():
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_the_models_own_window_can_be_replaced(family, monkeypatch):
     monkeypatch.setattr("tests.modeling.test_equals_dense.own_windows", lambda family: [None, None])
-    model = patch_model(build(family), "window:9", replace_model_pattern=True, check=False)
+    model = patch_model(build(family), "window:9", replace_model_window=True, check=False)
     assert_same_logits_and_gradients(family, model, ["window:9"] * 2, LAYOUTS["unpadded"])
 
 

@@ -23,7 +23,7 @@ from .families import build, tokens
     ],
 )
 def test_labels(family, mask, layers, replace, label):
-    model = patch_model(build(family), mask, layers=layers, replace_model_pattern=replace, check=False)
+    model = patch_model(build(family), mask, layers=layers, replace_model_window=replace, check=False)
     assert label_of(model) == label
 
 

@@ -78,7 +78,12 @@ def test_masks_by_head(mask):
 
 @pytest.mark.parametrize(
     "spec",
-    ["span:max=8,ramp=4|sinks:1", "relevance:rank=3,threshold=0.2", "top_blocks:block=3,k=1", "prefix|span:max=6"],
+    [
+        "adaptive_span:max=8,ramp=4|sinks:1",
+        "relevance:rank=3,threshold=0.2",
+        "top_blocks:block=3,k=1",
+        "prefix|adaptive_span:max=6",
+    ],
 )
 @torch.no_grad()
 def test_adaptive_masks_multiply_probabilities(spec):
@@ -93,7 +98,7 @@ def test_adaptive_masks_multiply_probabilities(spec):
     torch.testing.assert_close(first, expected / expected.sum(-1, keepdim=True), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", [MASK, "heads[window:3; sinks:2|offsets:0]", "span:max=9,ramp=3|sinks:1"])
+@pytest.mark.parametrize("mask", [MASK, "heads[window:3; sinks:2|offsets:0]", "adaptive_span:max=9,ramp=3|sinks:1"])
 @torch.no_grad()
 def test_a_cache_that_evicts_gives_the_columns_of_the_whole_text(mask):
     model = adaptive_model("llama", mask).eval() if "span" in mask else patch_model(build("llama"), mask, check=False)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GptOssConfig
 
-from hf_masking import effective_mask, effective_weights, patch_model
-from hf_masking.masks import Mask, SlidingWindow, Tile
+from hf_masking import effective_mask, effective_weights, parse_mask, patch_model
+from hf_masking.masks import SlidingWindow, Tile
 from hf_masking.modeling.own_window import OwnWindow
 from hf_masking.plan import Lengths, plan_of
 
@@ -37,7 +37,7 @@ def model_of(family):
 
 def pairs(mask, window):
     """Pair by pair; the window says how far back, and nothing of what is ahead."""
-    mask = Mask.parse(mask)
+    mask = parse_mask(mask)
     return torch.tensor(
         [[allowed(mask, i, j) and (window is None or i - j < window) for j in range(LENGTH)] for i in range(LENGTH)]
     )
@@ -77,7 +77,7 @@ def test_masks_by_head_and_adaptive_masks_meet_the_window_alike():
     (seen, _) = effective_mask(model, input_ids=inputs)
     assert torch.equal(seen[0], torch.stack([pairs("prefix:7|causal", WINDOW), pairs("window:3", WINDOW)]))
     for prefix, arguments in (("prefix:7", {}), ("prefix", PREFIX)):
-        model = patch_model(build("mistral"), f"{prefix}|span:max=40,ramp=8")
+        model = patch_model(build("mistral"), f"{prefix}|adaptive_span:max=40,ramp=8")
         (weights, _) = effective_weights(model, input_ids=inputs, **arguments)
         assert torch.equal(weights[0, 0] > 0, pairs("prefix:7|causal", WINDOW))
 
@@ -119,7 +119,7 @@ def test_every_answer_of_an_own_window(window, q_range, k_range):
 @pytest.mark.parametrize("spec", [mask for mask in MASKS if mask != "block_causal:4"])
 def test_under_a_causal_mask_it_is_the_window(spec):
     """As exact and as cheap: the same plan, the same last readers."""
-    mask, keys = Mask.parse(spec), torch.arange(40)
+    mask, keys = parse_mask(spec), torch.arange(40)
     for lengths in (Lengths(0, 300, 0, 300), Lengths(290, 10, 100, 200)):
         one, other = (plan_of(mask & window, lengths) for window in (OwnWindow(50), SlidingWindow(50)))
         assert (one.touched, one.cost, list(map(str, one.parts))) == (

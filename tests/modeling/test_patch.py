@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BartConfig, BloomConfig
 
-from hf_masking import effective_mask, from_pretrained, patch_model, patched, unpatch_model
+from hf_masking import effective_mask, from_pretrained, parse_mask, patch_model, patched, unpatch_model
 from hf_masking.errors import UnsupportedModelError
-from hf_masking.masks import Mask
 from hf_masking.modeling import layer_masks
 
 from .families import CONFIGS, build, dense_mask, own_windows, tokens
@@ -65,7 +64,7 @@ def test_the_context_manager_brings_back_what_was_there():
 def test_a_new_mask_replaces_the_old_one():
     model = patch_model(patch_model(build("llama"), "window:2"), MASK)
     assert torch.equal(logits(model), logits(patch_model(build("llama"), MASK)))
-    assert layer_masks(model) == [Mask.parse(MASK)] * 2
+    assert layer_masks(model) == [parse_mask(MASK)] * 2
     assert torch.equal(logits(unpatch_model(model)), logits(build("llama")))
 
 
@@ -137,7 +136,7 @@ def test_bfloat16(family):
 
 
 def test_saved_and_loaded_in_a_new_process(tmp_path):
-    model = patch_model(build("mistral"), MASK, layers={0: "strided:2"}, replace_model_pattern=True)
+    model = patch_model(build("mistral"), MASK, layers={0: "strided:2"}, replace_model_window=True)
     model.save_pretrained(tmp_path)
     torch.save(logits(model), tmp_path / "expected.pt")
     script = f"""
@@ -247,7 +246,7 @@ def test_a_mask_that_the_models_own_window_clips_is_told(caplog, family):
             caplog.clear()
         for mask in ("causal", "window:2", "block_local:2", "spans:10,15|window:2", "prefix:5"):
             patch_model(build(family), mask, check=False)
-        patch_model(build(family), "window:3|sinks:2", check=False, replace_model_pattern=True)
+        patch_model(build(family), "window:3|sinks:2", check=False, replace_model_window=True)
         patch_model(build(family), "window:2", layers={0 if family == "mistral" else 1: "causal"}, check=False)
         patch_model(build("llama"), "window:3|sinks:2", check=False)
         assert said not in caplog.text
@@ -417,7 +416,7 @@ class Wrapper(nn.Module):
 
 def test_a_patch_through_a_wrapper_is_that_of_the_model():
     wrapper = patch_model(Wrapper(build("llama")), MASK)
-    assert layer_masks(wrapper.inner) == layer_masks(wrapper) == [Mask.parse(MASK)] * 2
+    assert layer_masks(wrapper.inner) == layer_masks(wrapper) == [parse_mask(MASK)] * 2
     unpatch_model(wrapper.inner)
     assert torch.equal(wrapper(tokens(2, 17)).logits, logits(build("llama")))
 

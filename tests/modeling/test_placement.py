@@ -17,7 +17,7 @@ SPECS = [
     "causal-(window:6-window:2)",
     "heads[window:4; causal]",
     "prefix:3|causal",
-    "span:max=20|sinks:1",
+    "adaptive_span:max=20|sinks:1",
     "top_blocks:block=4,k=2",
 ]
 
@@ -57,7 +57,7 @@ def test_the_check_asks_for_weights():
     assert not layer_masks(model)
 
 
-@pytest.mark.parametrize("spec", ["window:4|sinks:1", "span:max=20|sinks:1", "relevance:rank=3|sinks:1"])
+@pytest.mark.parametrize("spec", ["window:4|sinks:1", "adaptive_span:max=20|sinks:1", "relevance:rank=3|sinks:1"])
 def test_offloaded_weights(spec, tmp_path):
     """accelerate keeps them on the meta device between two calls."""
     torch.manual_seed(0)  # what relevance starts from

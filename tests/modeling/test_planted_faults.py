@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AttentionMaskInterface
 
+from hf_masking import parse_mask
 from hf_masking.attention import BACKENDS
 from hf_masking.attention.backends import Backend
-from hf_masking.masks import Mask, SlidingWindow, Strip
+from hf_masking.masks import SlidingWindow, Strip
 from hf_masking.masks.progression import Progression
 from hf_masking.modeling import attention, batch, check_model, handle, patch_model, reading
 from hf_masking.plan import Documents, documents
@@ -43,7 +44,7 @@ def attention_ignores_its_mask(monkeypatch, model):
     monkeypatch.setattr(
         attention,
         "masked_attention",
-        lambda q, k, v, mask, **kw: _original_masked_attention(q, k, v, Mask.parse("causal"), **kw),
+        lambda q, k, v, mask, **kw: _original_masked_attention(q, k, v, parse_mask("causal"), **kw),
     )
 
 

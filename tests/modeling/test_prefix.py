@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_masking.masks import Mask
-from hf_masking.modeling import effective_mask, patch_model, prefix_cache
-from hf_masking.training import labels_behind
+from hf_masking import parse_mask
+from hf_masking.modeling import cache_with_prefix, effective_mask, patch_model
+from hf_masking.training import labels_for_prefix_lm
 
 from .families import CONFIGS, build, own_windows, tokens
 from .test_equals_dense import give_layers_a_dense_mask
@@ -25,7 +25,7 @@ def positions(attention_mask):
 def dense(rest, real, spans, windows):
     """``[B, 1, N, N]``, a loop over pairs: both ways inside a span, else the causal mask ``rest``."""
     rows, columns = [], range(LENGTH)
-    allowed = Mask.parse(rest).dense(LENGTH).tolist()
+    allowed = parse_mask(rest).dense(LENGTH).tolist()
     for row, marked in zip(real.tolist(), spans, strict=True):
         place = [sum(row[:column]) for column in columns]
 
@@ -103,13 +103,13 @@ def test_the_effective_mask_shows_the_prefix():
 def test_gradients_and_labels():
     model = patch_model(build("llama"), "prefix|causal", check=False)
     inputs, lengths = tokens(2, 9), [4, 6]
-    labels = labels_behind(lengths, inputs)
+    labels = labels_for_prefix_lm(lengths, inputs)
     assert labels.tolist() == [[-100] * p + row[p:] for p, row in zip(lengths, inputs.tolist(), strict=True)]
     model(inputs, prefix_lengths=lengths, labels=labels).loss.backward()
-    for wrong in (inputs, labels_behind([3, 6], inputs)):
+    for wrong in (inputs, labels_for_prefix_lm([3, 6], inputs)):
         with pytest.raises(ValueError, match="labels inside a prefix or a marked span are seen by the rows that pred"):
             model(inputs, prefix_lengths=lengths, labels=wrong)
-    padded = labels_behind([2], tokens(1, 6), torch.tensor([[0, 0, 1, 1, 1, 0]]))
+    padded = labels_for_prefix_lm([2], tokens(1, 6), torch.tensor([[0, 0, 1, 1, 1, 0]]))
     assert (padded != -100).tolist() == [[False, False, False, False, True, False]]
 
 
@@ -123,11 +123,11 @@ def write(model, inputs, **options):
 def test_prefixes_of_ones_own_in_generate(mask):
     model = patch_model(build("llama"), mask, check=False)
     inputs, lengths = tokens(2, 9), [3, 7]
-    written = write(model, inputs, past_key_values=prefix_cache(model, lengths))
+    written = write(model, inputs, past_key_values=cache_with_prefix(model, lengths))
     again = model(written.sequences, prefix_lengths=lengths, use_cache=False).logits[:, 8:-1]
     torch.testing.assert_close(torch.stack(written.logits, 1), again, rtol=0, atol=1e-4)
     assert torch.equal(again.argmax(-1), written.sequences[:, 9:])
-    beams = write(model, inputs, past_key_values=prefix_cache(model, lengths), num_beams=3, output_scores=True)
+    beams = write(model, inputs, past_key_values=cache_with_prefix(model, lengths), num_beams=3, output_scores=True)
     logits = model(beams.sequences, prefix_lengths=lengths, use_cache=False).logits[:, 8:-1].log_softmax(-1)
     scores = logits.gather(-1, beams.sequences[:, 9:, None]).mean((1, 2))
     torch.testing.assert_close(beams.sequences_scores, scores, rtol=0, atol=1e-4)
@@ -144,7 +144,7 @@ def test_what_is_refused():
         (lambda: write(model, inputs, prefill_chunk_size=7), "where a chunk would pass for the prompt"),
         (lambda: write(model, inputs, prefill_chunk_size=3), "where a chunk would pass for the prompt"),
         (
-            lambda: write(model, inputs, prefill_chunk_size=3, past_key_values=prefix_cache(model, [4])),
+            lambda: write(model, inputs, prefill_chunk_size=3, past_key_values=cache_with_prefix(model, [4])),
             r"the prefixes have \[4\] tokens and the first call has \[3\]; a prefix must come in one call",
         ),
         (lambda: model(inputs, prefix_lengths=[9]), r"the prefixes have \[9\] tokens and the first call has \[8\]"),
@@ -167,9 +167,9 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="prefix_lengths is for a mask that asks for it"):
         causal(inputs, prefix_lengths=[1])
     with pytest.raises(ValueError, match="a prefix is for a mask that asks for it"):
-        prefix_cache(causal, [1])
+        cache_with_prefix(causal, [1])
     with pytest.raises(ValueError, match="give one of lengths and span_ids"):
-        prefix_cache(model)
+        cache_with_prefix(model)
 
 
 @torch.no_grad()
@@ -198,7 +198,7 @@ def test_spans_in_generate():
     with pytest.raises(ValueError, match="'spans' needs to be told where its tokens are"):
         write(model, inputs)
     ids = torch.tensor([[-1, 3, 3, 3, -1, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, -1, -1]])
-    written = write(model, inputs, past_key_values=prefix_cache(model, span_ids=ids))
+    written = write(model, inputs, past_key_values=cache_with_prefix(model, span_ids=ids))
     marked = torch.nn.functional.pad(ids, (0, 12), value=-1)
     again = model(written.sequences, span_ids=marked, use_cache=False).logits[:, 8:-1]
     torch.testing.assert_close(torch.stack(written.logits, 1), again, rtol=0, atol=1e-4)

@@ -14,7 +14,7 @@ ENTRY = {
     "version": 1,
     "mask": "window:4|sinks:1",
     "layers": {"0": "causal", "11": "strided:2"},
-    "replace_model_pattern": True,
+    "replace_model_window": True,
 }
 
 
@@ -26,15 +26,15 @@ def test_an_entry_is_read_as_it_was_written():
     assert Settings.from_json(read().to_json(), 12) == read()
     assert read().to_json() == ENTRY
     least = Settings.from_json({"version": 1, "mask": "causal"}, 12)
-    assert (dict(least.layers), least.replace_model_pattern) == ({}, False)
+    assert (dict(least.layers), least.replace_model_window) == ({}, False)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"replace_model_pattern": "false"}, "'replace_model_pattern': expected true or false, got 'false'"),
-        ({"replace_model_pattern": 1}, "'replace_model_pattern': expected true or false, got 1"),
-        ({"replace_model_pattern": None}, "'replace_model_pattern': expected true or false, got None"),
+        ({"replace_model_window": "false"}, "'replace_model_window': expected true or false, got 'false'"),
+        ({"replace_model_window": 1}, "'replace_model_window': expected true or false, got 1"),
+        ({"replace_model_window": None}, "'replace_model_window': expected true or false, got None"),
         ({"layers": {"1": "causal", " 1": "strided:2"}}, """'layers': expected layers "0" to "11", in plain digits"""),
         ({"layers": {"01": "causal"}}, "'layers': expected layers"),
         ({"layers": {"+1": "causal"}}, "'layers': expected layers"),
@@ -53,7 +53,7 @@ def test_an_entry_is_read_as_it_was_written():
         ({"version": True}, "'version': expected format version 1"),
         ({"version": 1.0}, "'version': expected format version 1"),
         ({"version": "1"}, "'version': expected format version 1"),
-        ({"backend": "flex"}, "its fields: expected none but version, mask, layers, replace_model_pattern, got ['back"),
+        ({"backend": "flex"}, "its fields: expected none but version, mask, layers, replace_model_window, got ['back"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hf_masking.masks import Mask
+from hf_masking import parse_mask
 from hf_masking.plan import Lengths, memory, plan_of
 from hf_masking.plan.memory import remember
 
@@ -70,7 +70,7 @@ def test_an_error_is_not_remembered(calls):
 
 @pytest.mark.parametrize("spec", ["window:256|sinks:4", "strided:64|window:9", "summary:64,3", "log_sparse", "causal"])
 def test_a_plan_knows_its_bytes(spec):
-    plan = plan_of(Mask.parse(spec), Lengths(0, 20_000, 0, 20_000))
+    plan = plan_of(parse_mask(spec), Lengths(0, 20_000, 0, 20_000))
     pickled = len(pickle.dumps([[vars(part) for part in plan.parts]]))
     assert 0.3 * pickled < plan.nbytes + memory._ENTRY_BYTES < 4 * pickled + 2 * memory._ENTRY_BYTES
 
@@ -78,6 +78,6 @@ def test_a_plan_knows_its_bytes(spec):
 def test_plans_of_long_texts_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(plan_of, "limit", 2**22)
     for length in range(20_000, 20_100):
-        plan_of(Mask.parse("window:256|sinks:4"), Lengths(0, length, 0, length))
+        plan_of(parse_mask("window:256|sinks:4"), Lengths(0, length, 0, length))
     assert 1 < len(plan_of) < 20
     assert plan_of.nbytes <= 2**22

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_masking.masks import Mask, Tile
+from hf_masking import parse_mask
+from hf_masking.masks import Tile
 from hf_masking.masks.counting import count_pairs
 from hf_masking.plan import Blocks, Diagonals, Documents, Lengths, Segment, is_causal, plan_of
 from hf_masking.plan.tiles import tiles_of_batch
@@ -37,22 +38,22 @@ def over(length: int) -> Lengths:
 @pytest.mark.parametrize("spec", NAMED)
 @pytest.mark.parametrize("length", [1024, 8192])
 def test_a_plan_touches_little_more_than_the_mask_allows(spec, length):
-    plan = plan_of(Mask.parse(spec), over(length))
-    allowed, block = count_pairs(Mask.parse(spec), length), 64
+    plan = plan_of(parse_mask(spec), over(length))
+    allowed, block = count_pairs(parse_mask(spec), length), 64
     assert allowed <= plan.touched <= 1.25 * allowed + 2 * block * length
 
 
 @pytest.mark.parametrize("spec", NAMED)
 def test_the_time_of_a_plan_follows_the_allowed_pairs(spec):
     """Eight times the length may cost 64 times as much only where the mask allows 64 times as many pairs."""
-    mask = Mask.parse(spec)
+    mask = parse_mask(spec)
     growth = count_pairs(mask, 16384) / count_pairs(mask, 2048)
     assert plan_of(mask, over(16384)).touched / plan_of(mask, over(2048)).touched < 1.3 * max(growth, 8)
 
 
 def test_each_pattern_has_the_part_that_fits_it():
     kinds = {
-        spec: [(type(part), getattr(part, "classes", None)) for part in plan_of(Mask.parse(spec), over(4096)).parts]
+        spec: [(type(part), getattr(part, "classes", None)) for part in plan_of(parse_mask(spec), over(4096)).parts]
         for spec in ("window:256", "strided:64", "offsets:0,100,900", "window:256|sinks:4")
     }
     assert kinds == {
@@ -64,8 +65,8 @@ def test_each_pattern_has_the_part_that_fits_it():
 
 
 def test_a_plan_is_made_once_for_the_same_lengths():
-    mask = Mask.parse("window:16")
-    assert plan_of(mask, over(100)) is plan_of(Mask.parse("window:16"), over(100))
+    mask = parse_mask("window:16")
+    assert plan_of(mask, over(100)) is plan_of(parse_mask("window:16"), over(100))
     assert plan_of(mask, over(100)) is not plan_of(mask, over(101))
 
 
@@ -84,7 +85,7 @@ def test_a_plan_is_made_once_for_the_same_lengths():
     ],
 )
 def test_what_counts_as_causal(spec, lengths, expected):
-    assert is_causal(Mask.parse(spec), lengths) is expected
+    assert is_causal(parse_mask(spec), lengths) is expected
 
 
 def test_segments_are_the_documents_with_queries():
@@ -124,6 +125,6 @@ def test_tiles_of_a_batch_are_sound(mask, ids, queries):
 
 
 def test_tiles_know_what_is_whole():
-    tiles = tiles_of_batch(Mask.parse("window:16"), Documents.single(32, 32), 8)
+    tiles = tiles_of_batch(parse_mask("window:16"), Documents.single(32, 32), 8)
     expected = [[1, 0, 0, 0], [2, 1, 0, 0], [1, 2, 1, 0], [0, 1, 2, 1]]
     assert tiles[0].tolist() == expected

@@ -25,7 +25,7 @@ SETTINGS = TrainingSettings(
     context=16, steps=4, batch_size=8, micro_batch_size=2, learning_rate=3e-3, warmup_steps=1, eval_every=2,
     checkpoint_every=2, max_gradient_norm=0.5,
 )  # fmt: skip
-ADAPTIVE = "span:max=16,ramp=4|sinks:1"
+ADAPTIVE = "adaptive_span:max=16,ramp=4|sinks:1"
 # family, mask, changes of the settings, whether only the main process is taken to have the weights
 CASES = {
     "window": ("gpt2", "window:4|sinks:1", {}, True),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_masking import parse_mask
 from hf_masking.evaluation import Text, in_own_process
 from hf_masking.training import TrainingSettings
 from hf_masking.training.comparison import Experiment, Trial, compare
@@ -45,9 +46,8 @@ def test_a_row_that_is_killed_says_so_and_the_next_goes_on(tmp_path, monkeypatch
 
 
 def die_on_window(experiment, mask, seed, tell):
-    from hf_masking.masks import Mask
 
-    if Mask.parse(mask).name == "window":
+    if parse_mask(mask).name == "window":
         os._exit(9)
     return f"measured {mask}, {seed}"
 

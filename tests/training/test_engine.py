@@ -81,7 +81,7 @@ def test_a_config_of_deepspeed_that_says_something_else_is_refused(
         for name, value in {"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero.json")}.items():
             monkeypatch.setenv(f"ACCELERATE_{name}", value)
         with pytest.raises(ValueError, match=message):
-            finetune(patch_model(build("llama"), "span:max=8", check=False), TRAIN, EVAL, SETTINGS)
+            finetune(patch_model(build("llama"), "adaptive_span:max=8", check=False), TRAIN, EVAL, SETTINGS)
     finally:
         dist.destroy_process_group()
 
@@ -125,7 +125,7 @@ def test_trackers_that_are_not_there(monkeypatch):
 
 @pytest.mark.parametrize("lora", [None, 2])
 def test_the_best_model_in_several_files(tmp_path, lora):
-    trained = patch_model(build("llama"), "span:max=16,ramp=4|sinks:1", check=False)
+    trained = patch_model(build("llama"), "adaptive_span:max=16,ramp=4|sinks:1", check=False)
     settings = dataclasses.replace(SETTINGS, steps=3, eval_every=3, lora=lora, mask_penalty=5.0)
     finetune(trained, TRAIN, EVAL, settings, output=tmp_path, max_shard_size="20KB")
     assert len(list((tmp_path / "best").glob("model-*-of-*.safetensors"))) > 2

@@ -238,7 +238,7 @@ def test_lookahead_and_lost_numbers_are_refused():
             finetune(model(), TRAIN, EVAL, wild)
 
 
-ADAPTIVE = "(span:max=16,ramp=4&relevance:rank=2)|sinks:1"
+ADAPTIVE = "(adaptive_span:max=16,ramp=4&relevance:rank=2)|sinks:1"
 
 
 def test_what_masks_learn_has_a_group_of_its_own_and_a_price():
@@ -253,7 +253,7 @@ def test_what_masks_learn_has_a_group_of_its_own_and_a_price():
     shares = [p for name, p in trained.named_parameters() if name.endswith("share")]
     assert max(float(share.detach().max()) for share in shares) < 0.8
     # Nothing decays what is learned: at a price of 0 and a loss that does not depend on it, it stays.
-    still = patch_model(build("llama"), "span:max=400,ramp=4", check=False)
+    still = patch_model(build("llama"), "adaptive_span:max=400,ramp=4", check=False)
     finetune(still, TRAIN, EVAL, dataclasses.replace(settings, mask_penalty=0.0, weight_decay=10.0))
     assert {bool((p == 1).all()) for name, p in still.named_parameters() if name.endswith("share")} == {True}
     assert any(not torch.equal(p, before[name]) for name, p in trained.named_parameters() if "hf_masking" not in name)
@@ -262,7 +262,7 @@ def test_what_masks_learn_has_a_group_of_its_own_and_a_price():
 def test_the_price_of_a_mask_does_not_depend_on_how_a_step_is_cut():
     trained = []
     for micro in (6, 2):
-        one = patch_model(build("llama"), "span:max=16,ramp=4", check=False)
+        one = patch_model(build("llama"), "adaptive_span:max=16,ramp=4", check=False)
         finetune(one, TRAIN, EVAL, dataclasses.replace(SETTINGS, micro_batch_size=micro, mask_penalty=1.0))
         trained.append(one)
     for mine, theirs in zip(*(one.parameters() for one in trained), strict=True):
@@ -297,8 +297,8 @@ def test_a_run_under_a_mask_that_learns_resumes(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # of peft, on what it asks the hub for
 def test_adapters_are_trained_and_merged(tmp_path):
     settings = dataclasses.replace(SETTINGS, lora=2, gradient_checkpointing=True)
-    before = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
-    trained = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    before = patch_model(build("llama"), "adaptive_span:max=9|sinks:1", check=False)
+    trained = patch_model(build("llama"), "adaptive_span:max=9|sinks:1", check=False)
     result = finetune(trained, TRAIN, EVAL, settings, output=tmp_path / "run")
     _, best = result.best
     loaded = from_pretrained(tmp_path / "run" / "best")
@@ -311,10 +311,10 @@ def test_adapters_are_trained_and_merged(tmp_path):
     assert {bool(rank) for name, rank in ranks.items() if "hf_masking" in name} == {True}
     assert {bool(rank) for name, rank in ranks.items() if "proj" not in name and "hf_masking" not in name} == {False}
     # A run with adapters resumes like any other.
-    killed = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    killed = patch_model(build("llama"), "adaptive_span:max=9|sinks:1", check=False)
     with pytest.raises(KilledError):
         finetune(killed, TRAIN, EVAL, settings, output=tmp_path / "two", on_record=kill_after(5))
-    resumed = patch_model(build("llama"), "span:max=9|sinks:1", check=False)
+    resumed = patch_model(build("llama"), "adaptive_span:max=9|sinks:1", check=False)
     again = finetune(resumed, TRAIN, EVAL, settings, output=tmp_path / "two", resume=True)
     assert again.losses == result.losses
 

@@ -2,7 +2,7 @@
 
 from ..processes import launch
 
-SPECS = ["window:4|sinks:1", "span:max=20,ramp=4|sinks:1", "top_blocks:block=4,k=2"]
+SPECS = ["window:4|sinks:1", "adaptive_span:max=20,ramp=4|sinks:1", "top_blocks:block=4,k=2"]
 
 
 def test_a_sharded_model_has_the_gradients_of_a_whole_one():

@@ -18,7 +18,7 @@ from ..modeling.families import VOCABULARY, build, tokens
 
 # TRL asks its settings for every field, those that Transformers has renamed too.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-MASK, LEARNED = "window:4|sinks:1", "span:max=16,ramp=4|sinks:1"
+MASK, LEARNED = "window:4|sinks:1", "adaptive_span:max=16,ramp=4|sinks:1"
 LENGTHS = [5, 11, 3, 7, 16, 2, 9, 4, 13, 6]
 DOCUMENTS = [tokens(1, length, seed=length)[0].tolist() for length in LENGTHS]
 
@@ -123,7 +123,7 @@ def test_sft_trains_and_its_model_loads(family, tmp_path):
 @pytest.mark.parametrize("first", ["mask", "adapters"])
 def test_sft_trains_adapters(first, tmp_path):
     options = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["span"] if first == "mask" else None
+        r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["adaptive_span"] if first == "mask" else None
     )
     model = patched(LEARNED) if first == "mask" else build("llama")
     trainer = sft(model, tmp_path, packing=True, peft_config=options)

@@ -14,13 +14,12 @@ import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .compositions import MAX_DEPTH, Difference, Intersection, Union
-from .mask import Mask
-from .per_head import PerHead
-from .progression import FOREVER
-from .registry import known
+from .adaptive import ADAPTIVE
+from .masks import FOREVER, PATTERNS, Difference, Intersection, Mask, PerHead, Union
+from .masks.compositions import MAX_DEPTH
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
+MASKS: dict[str, type[Mask]] = {**PATTERNS, **ADAPTIVE}  # by the names that a spec may use
 MAX_LENGTH = 10_000  # characters of a spec: one comes from anywhere, and must not cost minutes to read
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
@@ -41,8 +40,30 @@ class _Token(NamedTuple):
     place: int
 
 
-def parse(spec: str) -> Mask:
-    """The mask that a spec stands for; raises MaskSyntaxError."""
+def register_mask(pattern: type[Mask]) -> type[Mask]:
+    """Let the spec language know a mask of your own under its ``name``; usable as a decorator.
+
+    Raises:
+        ValueError: the name is not made of small letters and underscores, or another mask has it.
+    """
+    name = getattr(pattern, "name", None)
+    if not isinstance(name, str) or not re.fullmatch("[a-z_]+", name):
+        raise ValueError(f"{pattern.__name__}.name must be made of small letters and underscores, got {name!r}")
+    if name == PerHead.name or MASKS.get(name, pattern) is not pattern:
+        raise ValueError(f"a mask named {name!r} is known already; give {pattern.__name__} another name")
+    MASKS[name] = pattern
+    return pattern
+
+
+def parse_mask(spec: str | Mask) -> Mask:
+    """Return the mask that a spec such as ``"window:256|sinks:4"`` stands for; a mask is returned as it is.
+
+    Raises:
+        ValueError: neither a spec nor a mask.
+        MaskSyntaxError: the spec is not understood; the message shows the place.
+    """
+    if isinstance(spec, Mask):
+        return spec
     if not isinstance(spec, str):
         raise ValueError(f"a mask is a Mask or a spec such as 'window:256|sinks:4', got {spec!r}")
     if len(spec) > MAX_LENGTH:
@@ -142,7 +163,7 @@ class _Parser:
             raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
 
     def pattern(self) -> Mask:
-        name, patterns = self.advance(), known()
+        name, patterns = self.advance(), MASKS
         if name.text not in patterns:
             nearest = difflib.get_close_matches(name.text, [*patterns, PerHead.name], n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(patterns)}, {PerHead.name}[...]"

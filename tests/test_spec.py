@@ -4,21 +4,25 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
+import torch
 from hypothesis import given, settings
 
+from hf_masking import MaskSyntaxError, parse_mask, register_mask, spec
 from hf_masking.adaptive import AdaptiveSpan
-from hf_masking.masks import Difference, Mask, MaskSyntaxError, Offsets, Sinks, SlidingWindow, Union
+from hf_masking.masks import Difference, Offsets, Sinks, SlidingWindow, Strided, Union
 from hf_masking.masks.compositions import _Members
 
-from .strategies import expressions
+from .masks.strategies import expressions
 
 
 @given(expressions)
 @settings(max_examples=2000)
 def test_a_printed_mask_parses_to_the_same_value(mask):
-    assert Mask.parse(str(mask)) == mask
+    assert parse_mask(str(mask)) == mask
 
 
 @given(expressions)
@@ -32,7 +36,7 @@ def test_no_pair_of_parentheses_can_be_left_out(mask):
                 depth += {"(": 1, ")": -1}.get(printed[end], 0)
                 if depth == 0:
                     break
-            assert Mask.parse(printed[:place] + printed[place + 1 : end] + printed[end + 1 :]) != mask
+            assert parse_mask(printed[:place] + printed[place + 1 : end] + printed[end + 1 :]) != mask
 
 
 @pytest.mark.parametrize(
@@ -50,15 +54,15 @@ def test_no_pair_of_parentheses_can_be_left_out(mask):
     ],
 )
 def test_printed_form(spec, printed):
-    assert str(Mask.parse(spec)) == printed
+    assert str(parse_mask(spec)) == printed
 
 
 def test_precedence_is_that_of_python():
     a, b, c = SlidingWindow(5), Sinks(2), Offsets((1, 3))
-    assert Mask.parse("window:5|sinks:2&offsets:1,3") == a | b & c
-    assert Mask.parse("window:5&sinks:2-offsets:1,3") == a & b - c
-    assert Mask.parse("offsets:1,3-sinks:2") == Difference(c, b)
-    assert Mask.parse("window:5|sinks:2|offsets:1,3") == Union((a, b, c))
+    assert parse_mask("window:5|sinks:2&offsets:1,3") == a | b & c
+    assert parse_mask("window:5&sinks:2-offsets:1,3") == a & b - c
+    assert parse_mask("offsets:1,3-sinks:2") == Difference(c, b)
+    assert parse_mask("window:5|sinks:2|offsets:1,3") == Union((a, b, c))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_precedence_is_that_of_python():
 )
 def test_errors_show_the_place(spec, message, place):
     with pytest.raises(MaskSyntaxError) as error:
-        Mask.parse(spec)
+        parse_mask(spec)
     text, shown, caret = str(error.value).split("\n")
     assert message in text
     assert caret.index("^") == 2 + min(place, 60)
@@ -99,7 +103,7 @@ def test_errors_show_the_place(spec, message, place):
 
 def test_errors_can_cross_a_process():
     with pytest.raises(MaskSyntaxError) as error:
-        Mask.parse("windw:3")
+        parse_mask("windw:3")
     twin = pickle.loads(pickle.dumps(error.value))
     assert type(twin) is MaskSyntaxError
     assert str(twin) == str(error.value)
@@ -107,14 +111,14 @@ def test_errors_can_cross_a_process():
 
 def test_a_spec_must_be_a_text():
     with pytest.raises(ValueError, match="a mask is a Mask or a spec"):
-        Mask.parse(3)
+        parse_mask(3)
 
 
 @pytest.mark.parametrize("spec", ["(" * 10**6, "|".join(["causal"] * 50_000), "window:" + "9" * 20_000])
 def test_a_spec_that_is_too_long_is_not_read(spec, monkeypatch):
-    monkeypatch.setattr("hf_masking.masks.spec._tokens", None)
+    monkeypatch.setattr("hf_masking.spec._tokens", None)
     with pytest.raises(MaskSyntaxError, match=f"a spec may have 10,000 characters, got {len(spec):,}: '") as error:
-        Mask.parse(spec)
+        parse_mask(spec)
     assert len(str(error.value)) < 200
 
 
@@ -131,7 +135,7 @@ def test_a_chain_is_read_in_linear_time(operator, place, monkeypatch):
     monkeypatch.setattr(_Members, "__post_init__", counting)
     terms = ["sinks:1"] * 1000
     terms[place] = str(AdaptiveSpan(9))
-    mask = Mask.parse(operator.join(terms))
+    mask = parse_mask(operator.join(terms))
     mask.graded()
     assert sum(copied) < 10 * len(terms)
 
@@ -144,14 +148,39 @@ def test_random_strings_raise_nothing_but_the_parsers_error():
     for _ in range(100_000):
         spec = "".join(draw.choices(pieces, k=draw.randint(0, 12)))
         try:
-            assert Mask.parse(str(Mask.parse(spec))) == Mask.parse(spec)
+            assert parse_mask(str(parse_mask(spec))) == parse_mask(spec)
             parsed += 1
         except MaskSyntaxError:
             pass
     assert parsed > 200
 
 
-def test_adaptive_masks_are_known_to_whoever_imports_masks_alone():
-    script = "from hf_masking.masks import Mask; print(Mask.parse('span:max=8|sinks:1'))"
+def test_adaptive_masks_are_known_to_a_fresh_interpreter():
+    script = "from hf_masking import parse_mask; print(parse_mask('adaptive_span:max=8|sinks:1'))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "span:max=8|sinks:1\n", done.stderr
+    assert done.stdout == "adaptive_span:max=8|sinks:1\n", done.stderr
+
+
+@dataclass(frozen=True)
+class EveryThird(Strided):
+    """A mask of somebody else's."""
+
+    name: ClassVar[str] = "every_third"
+    stride: int = 3
+
+
+def test_a_mask_of_your_own_has_a_name(monkeypatch):
+    monkeypatch.setattr(spec, "MASKS", dict(spec.MASKS))
+    register_mask(EveryThird)
+    mask = parse_mask("every_third|window:4")
+    assert mask == EveryThird() | SlidingWindow(4)
+    assert str(mask) == "every_third|window:4"
+    assert mask.allows(torch.tensor(9), torch.tensor([3, 4, 6])).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["window", "heads", "Third", "", None, "third1"])
+def test_a_name_that_cannot_be_registered(name):
+    pattern = type("Third", (Strided,), {"name": name})
+    with pytest.raises(ValueError, match=r"Third\.name must be made of|give Third another name"):
+        register_mask(pattern)
+    assert pattern not in spec.MASKS.values()
