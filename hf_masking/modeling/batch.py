@@ -151,18 +151,19 @@ _stack = _Stack()
 
 def current() -> Batch | None:
     """The batch of the innermost patched forward that is running in this thread."""
+    _end_interrupted()
     return _stack.calls[-1].batch if _stack.calls else None
 
 
 def features() -> tuple[Features, ...]:
     """What the leaves of the running layer's mask have read of the new tokens, in order; empty if it reads nothing."""
+    _end_interrupted()
     return _stack.calls[-1].features if _stack.calls else ()
 
 
 def around(module: nn.Module) -> Batch | None:
     """The batch of the running forward that ``module`` is a part of."""
-    if _stack.calls and not torch.compiler.is_compiling():
-        _end_interrupted()
+    _end_interrupted()
     _take_off({module})
     if not _stack.calls:
         return None
@@ -173,8 +174,14 @@ def around(module: nn.Module) -> Batch | None:
     return None
 
 
+@torch.compiler.assume_constant_result
 def _end_interrupted() -> None:
-    """Takes off the calls whose frames this thread does not run any more, and what was inside of them."""
+    """Take off the calls whose frames this thread does not run any more, and what was inside of them.
+
+    The compiler calls it while it traces, and a graph that was traced without a call does not run where there is one.
+    """
+    if not _stack.calls:
+        return
     running, frame = set(), inspect.currentframe()
     while frame is not None:
         running.add(frame)

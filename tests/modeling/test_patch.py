@@ -383,6 +383,31 @@ def test_a_part_of_an_interrupted_model_reads_its_own_batch():
     assert kept.traceback
 
 
+def generate_with_a_static_cache(model, ids):
+    """Transformers asks for the mask of a static cache before any forward of the model begins."""
+    return model.generate(ids, max_new_tokens=3, do_sample=False, cache_implementation="static", disable_compile=True)
+
+
+def compiled_base_model(model, ids):
+    return torch.compile(model.model, backend="eager")(ids, use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("run", [generate_with_a_static_cache, compiled_base_model])
+@torch.no_grad()
+def test_what_runs_after_an_interrupt_reads_its_own_batch(run):
+    model = patch_model(build("llama"), MASK, check=False)
+    ids = tokens(2, 17)
+    expected = run(model, ids)
+    torch.compiler.reset()
+    padding = torch.ones(2, 17, dtype=torch.long)
+    padding[:, :9] = 0
+    hook = model.lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids, attention_mask=padding, use_cache=False)
+    hook.remove()
+    torch.testing.assert_close(run(model, ids), expected)
+
+
 def test_another_model_ends_what_an_interrupt_has_left():
     model, other = patch_model(build("llama"), MASK, check=False), patch_model(build("qwen3"), MASK, check=False)
     model.lm_head.register_forward_pre_hook(interrupt)
