@@ -117,7 +117,7 @@ def tasks_of(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iter
     members = mask.heads
     size = n_heads // len(members)
     for segment in documents.segments:
-        for row in range(batch) if documents.alike else (segment.row,):
+        for row in documents.rows_of(segment, batch):
             for index, member in enumerate(members):
                 heads = slice(index * size, (index + 1) * size)
                 yield Task(row, segment, plan_of(segment.bind(member), segment.lengths).parts, heads)
@@ -127,7 +127,7 @@ def _adaptive_tasks(
     mask: Mask, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]
 ) -> Iterator[Task]:
     for segment in documents.segments:
-        for row in range(query.shape[0]) if documents.alike else (segment.row,):
+        for row in documents.rows_of(segment, len(query)):
             read = tuple(_of_document(one, row, segment) for one in features)
             document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
             for heads, parts in content.parts_by_heads(mask, document):

@@ -42,7 +42,8 @@ def attend(
     output = query.new_zeros(*query.shape[:3], value.shape[-1])
     size, group = query.shape[1] // len(members), query.shape[1] // key.shape[1]
     for segment in documents.segments:
-        rows = slice(None) if documents.alike else slice(segment.row, segment.row + 1)
+        row_range = documents.rows_of(segment, len(query))
+        rows = slice(row_range.start, row_range.stop)
         for index, member in enumerate(members):
             heads = slice(index * size, (index + 1) * size)
             key_heads = torch.arange(heads.start, heads.stop, device=key.device) // group
@@ -113,8 +114,6 @@ def _dense(mask: Mask, lengths: Lengths, device: torch.device) -> tuple[Tensor, 
     Those see everything in the mask, since a softmax over nothing is not a number; their output is to be filled.
     """
     with torch.inference_mode(False):  # what is kept must serve a training step, too
-        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
-        k = torch.arange(lengths.first_key, lengths.first_key + lengths.keys, device=device)
-        allowed = mask.allows(q[:, None], k[None, :])
+        allowed = mask.allows(lengths.query_positions(device)[:, None], lengths.key_positions(device)[None, :])
         blind = ~allowed.any(-1, keepdim=True)
         return (allowed | blind, blind) if bool(blind.any()) else (allowed, None)

@@ -85,7 +85,7 @@ def chosen_pairs(leaf: TopBlocks, documents: Documents, query: Tensor, key: Tens
         require_all_keys(leaf, segment.lengths)
         q, k = (torch.arange(n, device=key.device) for n in (segment.lengths.queries, segment.lengths.keys))
         q, k = q + segment.lengths.first_query, k + segment.lengths.first_key
-        for row in range(batch) if documents.alike else (segment.row,):
+        for row in documents.rows_of(segment, batch):
             summaries = leaf.summaries(key[row].detach()[:, segment.keys])
             blocks = leaf.choose(queries[row][:, :, segment.queries], summaries, q)
             pairs = (blocks[..., None] == k // leaf.block).any(-2) | (q[:, None] // leaf.block == k // leaf.block)

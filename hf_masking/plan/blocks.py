@@ -91,9 +91,7 @@ class Blocks:
 
     def positions(self) -> tuple[Tensor, Tensor]:
         """The positions of the rows and of the keys in this layout, ``[C, q]`` and ``[C, k]``."""
-        first_query, first_key = self.lengths.first_query, self.lengths.first_key
-        q = torch.arange(first_query, first_query + self.lengths.queries)[:, None]
-        k = torch.arange(first_key, first_key + self.lengths.keys)[:, None]
+        q, k = self.lengths.query_positions()[:, None], self.lengths.key_positions()[:, None]
         return self.layout.queries(q)[..., 0], self.layout.keys(k)[..., 0]
 
 

@@ -63,7 +63,7 @@ def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
     if piece.guards or piece.lattice.keys != EVERY_KEY:
         return None
     real = piece.first < piece.stop
-    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, dtype=torch.int32)
+    q = lengths.query_positions()
     stride = piece.lattice.stride
     # The distances that are multiples of the stride; the least one rounded up, the greatest one rounded down.
     least = -(int(torch.where(real, piece.stop - 1 - q, -FOREVER).max()) // stride) * stride

@@ -112,6 +112,10 @@ class Documents:
         rows = enumerate(zip(*described, spans, strict=True))
         return tuple(segment for index, row in rows for segment in _segments_of_row(index, *row))
 
+    def rows_of(self, segment: Segment, batch: int) -> range:
+        """Return the rows of a batch of this size to which a segment applies: all, if they are alike."""
+        return range(batch) if self.alike else range(segment.row, segment.row + 1)
+
     def allows(self, mask: Mask) -> Tensor:
         """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
         queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]

@@ -20,6 +20,14 @@ class Lengths:
     first_key: int
     keys: int
 
+    def query_positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the positions of the queries, int32 ``[N]``."""
+        return _range(self.first_query, self.queries, device)
+
+    def key_positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the positions of the keys, int32 ``[M]``."""
+        return _range(self.first_key, self.keys, device)
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -78,13 +86,12 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
     first, stop = piece.first, piece.stop
     if keys != EVERY_KEY:
         start = torch.tensor(lengths.first_key)
-        positions = torch.arange(lengths.first_key, lengths.first_key + lengths.keys)
-        layout = Layout(columns=keys.contains(positions).nonzero()[:, 0])
+        layout = Layout(columns=keys.contains(lengths.key_positions()).nonzero()[:, 0])
         first, stop = keys.count(start, first)[None], keys.count(start, stop)[None]
         return layout, first.int(), stop.int()
     if stride >= lengths.first_query + lengths.queries:
         # Only distance 0 is left; a class for each remainder would take memory by the stride instead of the length.
-        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, dtype=torch.int32)
+        q = lengths.query_positions()
         first, stop, stride = torch.maximum(first, q), torch.minimum(stop, q + 1), 1
     if stride == 1:
         return Layout(), (first - lengths.first_key).int()[None], (stop - lengths.first_key).int()[None]
@@ -99,6 +106,11 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
     # The rows that padding has added are empty, and lie where keys are.
     first, stop = (torch.where(real, bound, 0)[..., 0].int() for bound in ranks)
     return layout, first, stop
+
+
+def _range(first: int, length: int, device: torch.device | str) -> Tensor:
+    # Half the memory of int64, which is where the time of making a plan goes.
+    return torch.arange(first, first + length, dtype=torch.int32, device=device)
 
 
 def _completion(first: int, length: int, stride: int) -> tuple[int, int]:

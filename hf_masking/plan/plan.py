@@ -64,9 +64,8 @@ def plan_of(mask: Mask, lengths: Lengths) -> Plan:
 
 def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
     """The mask as intervals for these queries, clipped to these keys, without empty ones."""
-    # Half the memory of int64, which is what the time goes into; a mask whose numbers may not fit widens them itself.
-    q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, dtype=torch.int32)
-    pieces = [piece.clipped(lengths.first_key, lengths.first_key + lengths.keys) for piece in mask.intervals(q)]
+    stop = lengths.first_key + lengths.keys
+    pieces = [piece.clipped(lengths.first_key, stop) for piece in mask.intervals(lengths.query_positions())]
     return [piece for piece in pieces if not piece.is_empty()]
 
 

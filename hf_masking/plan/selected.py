@@ -93,8 +93,7 @@ def require_all_keys(leaf: TopBlocks, lengths: Lengths) -> None:
 
 
 def _chunks(lengths: Lengths, device: torch.device) -> Iterator[Tensor]:
-    positions = torch.arange(lengths.first_query, lengths.first_query + lengths.queries, device=device)
-    return iter(positions.split(_CHUNK))
+    return iter(lengths.query_positions(device).long().split(_CHUNK))
 
 
 def _tiles(guard: Mask, positions: Tensor, block: int, chosen: Tensor) -> Tensor:

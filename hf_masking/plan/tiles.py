@@ -40,8 +40,8 @@ def _tiles_of_piece(piece: Intervals, segment: Segment, n_queries: int, n_keys: 
     ends = (starts + block).clamp(max=n_keys)
     some = (over_rows(first, "amin", n_keys) < ends) & (over_rows(last, "amax", -1) >= starts)
     if piece.lattice.keys != EVERY_KEY:
-        positions = torch.arange(segment.lengths.first_key, segment.lengths.first_key + segment.lengths.keys)
-        some &= torch.isin(starts // block, keys[piece.lattice.keys.contains(positions)] // block)
+        of_class = piece.lattice.keys.contains(segment.lengths.key_positions())
+        some &= torch.isin(starts // block, keys[of_class] // block)
     tiles = torch.where(some, Tile.SOME, Tile.NONE)
     if piece.guards or piece.lattice != Lattice() or not isinstance(segment.keys, slice):
         return tiles.to(torch.int8)

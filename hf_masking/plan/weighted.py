@@ -32,8 +32,7 @@ def _within(mask: Mask, lengths: Lengths, reach: int | None) -> tuple[Blocks, ..
 def _blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple[Blocks, ...]:
     pieces = pieces_of(mask, lengths)
     if reach is not None:
-        q = torch.arange(lengths.first_query, lengths.first_query + lengths.queries)
-        nearest = (q - reach + 1).to(torch.int32)
+        nearest = (lengths.query_positions() - reach + 1).to(torch.int32)
         pieces = [replace(piece, first=torch.maximum(piece.first, nearest)) for piece in pieces]
     made = [blocks_of(piece, lengths) for piece in pieces if not piece.is_empty()]
     return tuple(replace(blocks, weighted=True) for blocks in made if blocks is not None)
