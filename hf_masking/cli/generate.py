@@ -15,7 +15,7 @@ from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
 from .console import check_vocabulary, load_model, load_tokenizer
 from .masking import check_specs, chosen, most_lookahead, put_into
-from .options import MaskOptions, at_least
+from .options import MaskOptions, at_least, utf_8
 from .terminal import console, errors
 
 
@@ -44,6 +44,7 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
 
 
 def _check(options: GenerateOptions) -> None:
+    utf_8(prompt=options.prompt)
     at_least(1, max_new_tokens=options.max_new_tokens)
     if not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0 and finite, got {options.temperature}")

@@ -76,6 +76,17 @@ def at_most(maximum: int, **values: int | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at most {maximum:,}, got {value}")
 
 
+def utf_8(**values: str | None) -> None:
+    """Raise a ValueError that names the option for a value that holds bytes which are not UTF-8."""
+    for name, value in values.items():
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not UTF-8 text (character {error.start}); type it in UTF-8"
+            ) from None
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """Which masks."""

@@ -12,7 +12,7 @@ from ..plan import Lengths, plan_of
 from ..spec import parse_mask
 from .commands.show import RealisedOptions
 from .console import check_picture, say_written
-from .options import at_least, at_most
+from .options import at_least, at_most, utf_8
 from .realised import realised
 from .terminal import console, errors, signs
 
@@ -23,6 +23,7 @@ LONGEST = 2**20  # positions that are counted: some hundred bytes each
 
 def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
     at_least(1, length=length)
+    utf_8(text=realisation.text)
     at_most(LONGEST if realisation.model is None else LONGEST_IN_A_MODEL, length=length)
     mask = parse_mask(spec)
     if mask.is_adaptive and realisation.model is None:

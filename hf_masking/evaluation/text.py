@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 STDLIB = "stdlib"
 STDIN = "-"
+_ENCODING = "utf-8-sig"  # UTF-8, without the byte order mark that some editors put before it
+_REMEDY = "give a text file, a folder, a hub data set or 'stdlib'"
 _SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".cpp", ".js"}
 # Parts of the standard library that are not its source, or are only there on some installations.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
@@ -74,14 +76,13 @@ def load_stream(source: str, *, split: str = "test", column: str = "text") -> Te
 
     if source == STDLIB:
         raise ValueError(f"{STDLIB} is read as a whole; leave --stream out, or name a file, a folder or a hub data set")
-    path = Path(source).expanduser()
+    path = _path(source)
     if source == STDIN or (path.exists() and not path.is_dir() and not path.is_file()):
         raise ValueError(f"{source} can be read once only, and a stream is read anew on each pass; leave --stream out")
     if path.exists():
         files = [str(file) for file in (_files(path) if path.is_dir() else [path])]
-        return TextStream(
-            source, datasets.load_dataset("text", data_files=files, split="train", streaming=True), "text"
-        )
+        how = {"data_files": files, "encoding": _ENCODING, "split": "train", "streaming": True}
+        return TextStream(source, datasets.load_dataset("text", **how), "text")
     _refuse_missing(source)
     return TextStream(source, _hub(source, split, streaming=True), column)
 
@@ -101,9 +102,7 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
     """
     if source == STDLIB:
         return Text(source, _standard_library())
-    path = Path(source).expanduser()
-    if not source:
-        raise ValueError("the name of the text is empty; give a text file, a folder, a hub data set or 'stdlib'")
+    path = _path(source)
     if source == STDIN:
         return Text("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))
     if path.is_dir():
@@ -148,10 +147,20 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
     return tokenizer(content, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
 
 
+def _path(source: str) -> Path:
+    """Return the path that the name of a text may stand for; raises ValueError for a name that stands for nothing."""
+    if not source:
+        raise ValueError(f"the name of the text is empty; {_REMEDY}")
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise ValueError(f"no such user: {source}; {_REMEDY}") from None
+
+
 def _refuse_missing(source: str) -> None:
     path = Path(source)
     if path.suffix in _SUFFIXES or path.is_symlink() or source.startswith((".", "/", "~")):
-        raise ValueError(f"no such file or folder: {source}; give a text file, a folder, a hub data set or 'stdlib'")
+        raise ValueError(f"no such file or folder: {source}; {_REMEDY}")
 
 
 def _read(path: Path) -> str:
@@ -159,7 +168,11 @@ def _read(path: Path) -> str:
     # A terminal ends where its user says so; other devices, such as /dev/zero, need not end at all.
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(path)):
         raise ValueError(f"{path} is a device; name a text file or a pipe")
-    return _decoded(path.read_bytes(), str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:  # one of reading, and not of opening, names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return _decoded(content, str(path))
 
 
 def _is_terminal(path: Path) -> bool:
@@ -168,7 +181,7 @@ def _is_terminal(path: Path) -> bool:
 
 def _decoded(content: bytes, name: str) -> str:
     try:
-        text = content.decode("utf-8")
+        text = content.decode(_ENCODING)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it or name another file") from None
     if not text.strip():
@@ -177,7 +190,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def _folder(path: Path) -> str:
-    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in _files(path))
+    return "\n".join(file.read_text(encoding=_ENCODING, errors="replace") for file in _files(path))
 
 
 def _files(path: Path) -> list[Path]:
@@ -201,6 +214,8 @@ def _hub(source: str, split: str, **how: Any) -> Any:
     import datasets
 
     name, _, config = source.partition(":")
+    if not name:
+        raise ValueError(f"{source!r} names no data set before the colon; give NAME or NAME:CONFIG")
     try:
         return datasets.load_dataset(name, config or None, split=split, **how)
     except Exception as error:
