@@ -1,4 +1,4 @@
-"""Outputs that are no files: standard output, pipes and devices. They are written into, never replaced."""
+"""Outputs that are not files: standard output, pipes and devices. They are written into, never replaced."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ from typing import BinaryIO
 
 _DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 _NUMBERED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+
+
+def prepare_standard_streams() -> None:
+    """Open the null device for each closed standard stream; without it, the next opened file would take its number.
+
+    Raises:
+        ValueError: standard output is closed, so what is printed would be lost.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    if not os.environ.get("COLUMNS", "").strip("0"):  # Rich prints nothing on a terminal of width 0
+        os.environ.pop("COLUMNS", None)
+    if "stdout" in closed:
+        raise ValueError("standard output is closed; give it a file or a pipe, or discard it with >/dev/null")
 
 
 def is_stream(path: Path) -> bool:

@@ -73,7 +73,12 @@ def call() -> int:
         # A model may write what the terminal's encoding has no sign for.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     with logged_once():
-        return int(app(args=sys.argv[1:] or ["--help"], prog_name="hf-masking", standalone_mode=False) or 0)
+        try:
+            return int(app(args=sys.argv[1:] or ["--help"], prog_name="hf-masking", standalone_mode=False) or 0)
+        except SystemExit as stop:
+            if not isinstance(stop.__context__, BrokenPipeError):
+                raise
+            return 128 + 13  # Click and Rich leave with 1; shells expect this of a closed pipe
 
 
 def _version(wanted: bool) -> None:

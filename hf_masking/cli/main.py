@@ -4,6 +4,7 @@
 1    a measurement failed, a check found a fault, or something went wrong that is no mistake of the user's
 2    a user's mistake, in one line
 130  interrupted by Ctrl-C
+141  the reader of a pipe has closed it, so nothing more was written
 143  interrupted by SIGTERM
 """
 
@@ -19,11 +20,14 @@ def run() -> None:
     """Run the command line; leave with its exit code."""
     try:
         # Not at the top: Ctrl-C while it is imported is no error either.
+        from ..streams import prepare_standard_streams
+
+        prepare_standard_streams()
         from .app import call
 
         code = call()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _say("interrupted")
         code = 130
     except Exception as error:
         if os.environ.get(TRACEBACK):
@@ -31,8 +35,18 @@ def run() -> None:
         from .failures import explain
 
         message, code = explain(error)
-        sys.stderr.write(f"error: {message}\n")
+        _say(f"error: {message}")
     sys.exit(code)
+
+
+def _say(line: str) -> None:
+    """Print a line on standard error; where that takes nothing, the exit code tells."""
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:
+        # What is left in the buffer is written once more at the exit, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 if __name__ == "__main__":
