@@ -25,7 +25,7 @@ def prepare_standard_streams() -> None:
     """
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in closed:
-        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     if not os.environ.get("COLUMNS", "").strip("0"):  # Rich prints nothing on a terminal of width 0
         os.environ.pop("COLUMNS", None)
     if "stdout" in closed:

@@ -39,5 +39,5 @@ def test_whoever_read_has_seen_enough(model_folder):
 
 
 def test_a_terminal_without_a_width():
-    code, out, err = shell("COLUMNS=0 {hf} show causal --length 2; COLUMNS=0 {hf} --help")
+    code, out, _ = shell("COLUMNS=0 {hf} show causal --length 2; COLUMNS=0 {hf} --help")
     assert code == 0 and "density    100.00%" in out and "Usage: " in out
