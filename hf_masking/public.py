@@ -22,6 +22,7 @@ from .masks import (
 )
 from .modeling import (
     cache_with_prefix,
+    check_generation,
     check_model,
     effective_mask,
     effective_weights,
@@ -54,6 +55,7 @@ __all__ = [
     "TopBlocks",
     "UnsupportedModelError",
     "cache_with_prefix",
+    "check_generation",
     "check_model",
     "effective_mask",
     "effective_weights",

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from hf_masking import parse_mask, patch_model
 from hf_masking.cli.console import describe_machine, quiet, write_json
 from hf_masking.cli.terminal import console
-from hf_masking.modeling.cache import MaskedLayer, adopt
+from hf_masking.modeling.caching.layer import MaskedLayer, adopt
 
 MASK = "window:256|sinks:4"
 ROOM = 256  # columns behind the context in which the static cache can decode

@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from ..evaluation import check_generation
 from ..files import check_file
-from ..modeling import CheckReport, check_model, label_of
+from ..modeling import CheckReport, check_generation, check_model, label_of
 from .commands.check import CheckOptions
 from .console import describe_machine, load_model, write_json
 from .failures import reason_of

@@ -2,7 +2,6 @@
 
 from .cache_size import CacheSize, cache_size
 from .density import realised_density
-from .generation import check_generation
 from .interleaved import Measurement, side_by_side
 from .memory import peak_memory
 from .perplexity import perplexity, refuse_lookahead
@@ -19,7 +18,6 @@ __all__ = [
     "TextStream",
     "WindowedText",
     "cache_size",
-    "check_generation",
     "encode",
     "in_own_process",
     "load_stream",

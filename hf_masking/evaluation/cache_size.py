@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers.cache_utils import Cache
 
-from ..modeling.cache import MaskedLayer
+from ..modeling.caching.layer import MaskedLayer
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """The Transformers side: patching, positions, saving and loading, checks."""
 
-from .check import check_model
-from .inspection import effective_mask, effective_weights
-from .label import label_of
-from .learned import is_learned, mask_penalties
-from .limits import check_fits, learned_positions, vocabulary_of
-from .modes import evaluating
-from .outline import outline
-from .patch import patch_model, patched, unpatch_model
+from .api import patch_model, patched, unpatch_model
+from .base_model.architecture import positions_of, shape_of
+from .base_model.limits import check_fits, learned_positions, vocabulary_of
+from .base_model.modes import evaluating
+from .base_model.sharing import sharing_weights
+from .checking.effective import effective_mask, effective_weights
+from .checking.generation import check_generation
+from .checking.model import check_model
+from .checking.report import CheckReport, CheckRow
+from .features import is_learned, mask_penalties
+from .forward.marks import cache_with_prefix
+from .loading.outline import outline
+from .patching.label import label_of
+from .patching.record import layer_masks, pretrained, settings_of
 from .pretrained import base_model_of, from_pretrained, load
-from .record import layer_masks, pretrained, settings_of
-from .report import CheckReport, CheckRow
-from .shape import positions_of, shape_of
-from .sharing import sharing_weights
-from .spans import cache_with_prefix
 
 __all__ = [
     "CheckReport",
@@ -21,6 +22,7 @@ __all__ = [
     "base_model_of",
     "cache_with_prefix",
     "check_fits",
+    "check_generation",
     "check_model",
     "effective_mask",
     "effective_weights",

@@ -9,13 +9,14 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from . import adapter_folder, settings
-from .adapter_folder import Adapter
-from .learned import is_learned
-from .learned_weights import learned_parameters, load_learned, require_learned
-from .patch import patch_model, require_checks
-from .record import find_patch
-from .settings import KEY, Settings
+from .api import patch_model, require_checks
+from .features import is_learned
+from .loading import adapter_folder
+from .loading.adapter_folder import Adapter
+from .loading.learned_weights import learned_parameters, load_learned, require_learned
+from .patching import config as mask_config
+from .patching.config import KEY, Settings
+from .patching.record import find_patch
 
 logger = logging.getLogger("hf_masking")
 
@@ -87,7 +88,7 @@ def _load_model(
     _tell_unused(path, model, report["unexpected_keys"])
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
     saved = _carried(path, model.config, kwargs.get("config"), where)
-    settings.forget(model.config)
+    mask_config.forget(model.config)
     if saved is not None:
         _patch(model, saved, backend)
         load_learned(model, path, where)
@@ -104,7 +105,7 @@ def _load_adapter(adapter: Adapter, backend: str, auto_class: Any, kwargs: dict[
     model = _load_model(adapter.base, backend, auto_class, of_base, adapter.weights)
     if adapter.entry is not None:
         learned = {id(parameter) for _, parameter in learned_parameters(model)}
-        _patch(model, Settings.from_json(adapter.entry, settings.count_layers(model.config)), backend)
+        _patch(model, Settings.from_json(adapter.entry, mask_config.count_layers(model.config)), backend)
         fresh = [name for name, parameter in learned_parameters(model) if id(parameter) not in learned]
         require_learned(fresh, adapter.weights, adapter.path)
     whole: PreTrainedModel = adapter.around(model, **of_adapter)
@@ -149,7 +150,7 @@ def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, wh
         loaded: the config of the loaded model, from which Transformers has taken the name.
         given: what the caller gave as ``config``.
     """
-    saved, named = settings.read(loaded), _named_attention(path, given, where)
+    saved, named = mask_config.read(loaded), _named_attention(path, given, where)
     if saved is None and named == KEY:
         raise ValueError(
             f"{path} has lost its mask: its config.json names attn_implementation {KEY!r} and has no {KEY!r} entry; "

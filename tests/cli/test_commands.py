@@ -16,7 +16,7 @@ import hf_masking
 from hf_masking import from_pretrained, patch_model, perplexity
 from hf_masking.cli import compare
 from hf_masking.cli.app import COMMANDS, EXAMPLES
-from hf_masking.evaluation import generation
+from hf_masking.modeling.checking import generation
 from hf_masking.training import comparison
 from hf_masking.training.comparison import Trial
 

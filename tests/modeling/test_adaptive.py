@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from hf_masking import (
+    check_generation,
     check_model,
     effective_mask,
     effective_weights,
@@ -18,8 +19,8 @@ from hf_masking import (
     patched,
     unpatch_model,
 )
-from hf_masking.evaluation import check_generation
-from hf_masking.modeling import batch, cache, is_learned
+from hf_masking.modeling import batch, is_learned
+from hf_masking.modeling.caching import layer as cache_layer
 
 from ..attention.test_blockwise import LargestTensor
 from .families import CONFIGS, build
@@ -90,7 +91,7 @@ def test_a_pretrained_model_starts_as_it_was(family, spec):
     ("name", "family"), list(zip(SPECS, itertools.cycle(["gpt2", "llama", "gemma3"]), strict=False))
 )
 def test_every_mode_of_generation_equals_recomputation(family, name, monkeypatch):
-    monkeypatch.setattr(cache, "ROLLBACK", 12)
+    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
     model = model_of(family, SPECS[name], max_position_embeddings=512)
     report = check_model(model)
     assert report.passed, f"\n{report}"
@@ -206,7 +207,7 @@ def test_the_effective_mask_is_the_realised_one():
 
 
 def test_a_cache_keeps_the_longest_span(monkeypatch):
-    monkeypatch.setattr(cache, "ROLLBACK", 4)
+    monkeypatch.setattr(cache_layer, "ROLLBACK", 4)
     model = patch_model(build("llama"), "adaptive_span:max=40,ramp=4", check=False)
     for layer, share in zip(model.model.layers, (0.1, 0.5), strict=True):
         torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, share)
@@ -270,7 +271,7 @@ def test_a_choice_among_keys_that_are_gone_is_refused():
 def test_nothing_is_left_behind_by_a_call_that_fails(monkeypatch):
     model = model_of("llama", "relevance:rank=2")
     with monkeypatch.context() as broken:
-        broken.setattr("hf_masking.modeling.attention.masked_attention", lambda *_, **__: 1 / 0)
+        broken.setattr("hf_masking.modeling.forward.interface.masked_attention", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(tokens(1, 9))
     assert batch.features() == ()
@@ -303,7 +304,7 @@ def features_of_keys_not_reordered(monkeypatch):
     def select(self, rows):
         pass
 
-    monkeypatch.setattr(cache.MaskedLayer, "_select", select)
+    monkeypatch.setattr(cache_layer.MaskedLayer, "_select", select)
 
 
 def a_span_that_the_cache_thinks_shorter(monkeypatch):
@@ -323,7 +324,7 @@ def a_span_that_the_cache_thinks_shorter(monkeypatch):
     ],
 )
 def test_planted_faults_turn_a_row_red(name, fault, monkeypatch):
-    monkeypatch.setattr(cache, "ROLLBACK", 12)
+    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
     model = model_of("llama", SPECS[name], max_position_embeddings=512)
     fault(monkeypatch)
     assert not (check_model(model).passed and check_generation(model, lengths=[9, 41]).passed)

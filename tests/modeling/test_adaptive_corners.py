@@ -25,7 +25,8 @@ from hf_masking import (
     patch_model,
     patched,
 )
-from hf_masking.modeling import batch, is_learned, learned
+from hf_masking.modeling import batch, is_learned
+from hf_masking.modeling.features import _tell_once
 
 from .families import build
 from .test_adaptive import learn, model_of, tokens
@@ -70,7 +71,7 @@ def test_two_forwards_may_come_before_one_backward(spec):
 
 
 def test_a_cache_keeps_the_last_key_of_a_span_that_is_no_integer(monkeypatch):
-    monkeypatch.setattr("hf_masking.modeling.cache.ROLLBACK", 0)
+    monkeypatch.setattr("hf_masking.modeling.caching.layer.ROLLBACK", 0)
     model, ids = patch_model(build("llama"), "adaptive_span:max=10,ramp=1", check=False), tokens(1, 60)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -124,7 +125,7 @@ def test_penalties_are_collected_in_evaluation_mode_too():
 @pytest.mark.parametrize("cause", ["reentrant", "frozen"])
 def test_penalties_that_cannot_be_collected_are_told(cause, caplog):
     model = model_of("llama", "adaptive_span:max=20").train()
-    learned._tell_once.cache_clear()
+    _tell_once.cache_clear()
     if cause == "frozen":
         model.requires_grad_(False)
     off = torch.no_grad() if cause == "reentrant" else contextlib.nullcontext()
@@ -282,7 +283,7 @@ def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monk
 
     interrupted = run().backward if where == "recomputation" else run
     with monkeypatch.context() as broken:
-        broken.setattr("hf_masking.modeling.attention.masked_attention", interrupt)
+        broken.setattr("hf_masking.modeling.forward.interface.masked_attention", interrupt)
         with pytest.raises(KeyboardInterrupt):
             interrupted()
     model.eval()

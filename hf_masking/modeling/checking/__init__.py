@@ -1,0 +1,1 @@
+"""Checks of a patched model: does it compute what its masks define?"""

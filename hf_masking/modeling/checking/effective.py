@@ -1,0 +1,58 @@
+"""What each layer really lets each token see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attention import log_weights
+from ..forward.interface import Call, recording
+from ..patching.record import find_patch
+
+
+def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
+    """Runs the batch through a patched model and returns what every layer let every token see.
+
+    Parameters:
+        model: a patched model.
+        batch: the arguments of its forward (``input_ids``, ``attention_mask``, ``position_ids``, ...).
+
+    Returns:
+        For each layer booleans ``[batch, queries, keys]`` over the columns of the batch, the model's own window,
+        padding and packing included; the batch axis is 1 where all rows are alike. Under a mask ``heads[...]`` there
+        is an axis more, ``[batch, masks, queries, keys]``, and under one that looks at the content it is that of the
+        query heads.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    return [_seen(call) for call in _calls(model, batch)]
+
+
+def effective_weights(model: nn.Module, **batch: Any) -> list[Tensor]:
+    """The same as weights from 0 to 1, which masks that look at the content may give."""
+    return [_weights(call) for call in _calls(model, batch)]
+
+
+def _calls(model: nn.Module, batch: dict[str, Any]) -> list[Call]:
+    if find_patch(model) is None:
+        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    with torch.no_grad(), recording() as calls:
+        model(**batch)
+        return sorted(calls, key=lambda call: call.layer)
+
+
+def _seen(call: Call) -> Tensor:
+    if call.mask.is_adaptive:
+        return _weights(call) > 0
+    seen = torch.stack([call.documents.allows(mask) for mask in call.mask.heads], dim=1)
+    return seen if seen.shape[1] > 1 else seen[:, 0]
+
+
+def _weights(call: Call) -> Tensor:
+    if not call.mask.is_adaptive:
+        return _seen(call).float()
+    with torch.no_grad():
+        return log_weights(call.mask, call.documents, call.query, call.key, call.features).exp()

@@ -1,0 +1,53 @@
+"""How the checks lay documents out in a row: one, padded, packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...masks import Mask
+
+LENGTH = 12
+MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of laying documents out in a row: the document of each column, PADDING (-1) for none."""
+
+    name: str
+    ids: tuple[int, ...]
+
+    @property
+    def positions(self) -> list[int]:
+        """As the model wants them: the index in the document, and for padding the one of the token before."""
+        counts: dict[int, int] = {}
+        positions = []
+        for document in self.ids:
+            counts[document] = counts.get(document, -1) + (document >= 0)
+            positions.append(max(0, counts[document] if document >= 0 else max(counts.values())))
+        return positions
+
+    @property
+    def spans(self) -> list[int]:
+        """The marked span of each column, -1 for none."""
+        spans = zip(self.ids, self.positions, strict=True)
+        return [document if position < MARKED else -1 for document, position in spans]
+
+    def allowed(self, mask: Mask) -> Tensor:
+        """``[N, N]``, pair by pair; what an adaptive mask may allow counts as allowed."""
+        positions, n = self.positions, len(self.ids)
+        allowed = mask.bind(((0, MARKED),)).union.graded().bound.dense(n)
+        pairs = [
+            [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
+            for i in range(n)
+        ]
+        return torch.tensor(pairs)
+
+
+PLAIN = Layout("one document", (0,) * LENGTH)
+PADDED = Layout("padding on both sides and a hole", (-1, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1))
+PACKED = Layout("packed documents", (0,) * 5 + (1,) * 7)
+LAYOUTS = (PLAIN, PADDED, PACKED)

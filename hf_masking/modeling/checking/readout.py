@@ -1,0 +1,90 @@
+"""What a model says of each token: the numbers that the checks compare."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModelError
+from ..base_model.placement import device_of
+from ..patching.record import pretrained
+
+
+class Readout:
+    """Reads the logits of a model or, where it has no language-model head, its last hidden states.
+
+    A head that classifies a sequence or its tokens reads hidden states token by token, and some do not take a batch
+    without a padding token: the model under it is run alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base = pretrained(model)
+        self.has_head = base.get_output_embeddings() is not None
+        # A model with a head is run as a whole: OPT's goes past its base model. Where there is none, `base_model` is
+        # what the head calls; `get_decoder` may be something else (a linear layer in ModernBERT's decoder).
+        self.model = model if self.has_head else base.base_model
+        self.name = type(base).__name__
+        self.vocabulary = int(base.config.get_text_config(decoder=True).vocab_size)
+        self.device = device_of(model)
+        owner = base if self.has_head else self.model
+        self.takes_positions = "position_ids" in inspect.signature(type(owner).forward).parameters
+        padding = getattr(base.config.get_text_config(decoder=True), "pad_token_id", None)
+        # RoBERTa gives tokens that look like padding no position of their own.
+        tokens = torch.arange(self.vocabulary)
+        self._usable = tokens if padding is None or self.vocabulary < 3 else tokens[tokens != padding]
+
+    def __call__(self, tokens: Tensor, *, last: int = 0, **arguments: Any) -> Tensor:
+        """Returns ``[B, N, size]`` in float32 for tokens ``[B, N]``, from one forward without a cache.
+
+        Parameters:
+            last: of the last tokens only, of so many; 0 for all.
+            arguments: of the forward.
+        """
+        return self._read(self.model(input_ids=tokens, use_cache=False, **arguments), last)
+
+    def cached(self, tokens: Tensor, lengths: Sequence[int], **first: Any) -> Tensor:
+        """Returns the same from tokens that come in pieces, on one cache.
+
+        Parameters:
+            lengths: tokens in the pieces.
+            first: arguments of the first forward.
+        """
+        cache, rows = None, []
+        for piece in tokens.split(list(lengths), dim=1):
+            output = self.model(input_ids=piece, past_key_values=cache, use_cache=True, **first)
+            cache, first = getattr(output, "past_key_values", None), {}
+            if cache is None:
+                raise UnsupportedModelError(
+                    f"{self.name} returns no cache when use_cache=True asks for one, as encoders do; only decoders "
+                    "can be patched (is_decoder=True makes one of BERT-like models)"
+                )
+            rows.append(self._read(output))
+        return torch.cat(rows, 1)
+
+    def draw(self, rows: int, length: int, seed: int) -> Tensor:
+        """Returns random tokens ``[rows, length]``, always the same for a seed."""
+        draw = torch.Generator().manual_seed(seed)
+        return self._usable[torch.randint(len(self._usable), (rows, length), generator=draw)].to(self.device)
+
+    def another(self, token: int, n: int) -> int:
+        """Returns another token: for n = 0, 1, ... different ones, as far as the vocabulary has them."""
+        if len(self._usable) < 2:
+            raise UnsupportedModelError(
+                f"{self.name} has a vocabulary of {self.vocabulary} and the checks change tokens into others; "
+                "patch with check=False"
+            )
+        place = int((self._usable == token).nonzero()[0])
+        return int(self._usable[(place + 1 + n % (len(self._usable) - 1)) % len(self._usable)])
+
+    def _read(self, output: Any, last: int = 0) -> Tensor:
+        rows = getattr(output, "logits" if self.has_head else "last_hidden_state", None)
+        if not isinstance(rows, Tensor) or rows.ndim != 3:
+            raise UnsupportedModelError(
+                f"{self.name} returns {type(output).__name__} without logits or hidden states of each token, which is "
+                "what the checks compare; patch with check=False"
+            )
+        return rows[:, -last:].float()

@@ -1,0 +1,65 @@
+"""Why a model cannot run under a mask, in one sentence."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModelError
+from ..base_model.sharing import sharing_weights
+from .readout import Readout
+
+_TORCH, _PLUGIN = Path(torch.__file__).parent, Path(__file__).parents[2]
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turns whatever a model's forward raises under a mask into an `UnsupportedModelError` of one sentence.
+
+    Parameters:
+        name: of the model's class.
+    """
+    try:
+        yield
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # models compute with the mask slot, or with inputs that they lack, in ways of their own
+        raise UnsupportedModelError(f"{name} does not run under a mask: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Returns one line: what was raised, and where; the message alone where it is ours."""
+    message = next(iter(str(error).splitlines()), "")
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if _TORCH not in Path(frame.filename).parents
+    ]
+    where = frames[-1]
+    if isinstance(error, ValueError) and _PLUGIN in Path(where.filename).parents:
+        return message
+    said = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno} ({where.line})"
+    return f"{said}: {message}" if message else said
+
+
+def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
+    """Raises an `UnsupportedModelError` for weights that are NaN or infinite, and for a model that overflows itself.
+
+    Parameters:
+        tokens: ``[B, N]``, of which the model under its mask says what is not finite.
+    """
+    from ..api import unpatch_model  # which runs these checks itself
+
+    read = Readout(unpatch_model(sharing_weights(model)))
+    for name, weights in model.named_parameters():
+        if weights.is_floating_point() and not weights.is_meta and not bool(weights.isfinite().all()):
+            raise UnsupportedModelError(f"the weights of {read.name} are not finite: {name}")
+    if not bool(read(tokens).isfinite().all()):
+        dtype = next(weights.dtype for weights in model.parameters() if weights.is_floating_point())
+        raise UnsupportedModelError(
+            f"what {read.name} computes in {dtype} is not finite, with a mask or without, although its weights are; "
+            "load it in a dtype of a wider range"
+        )

@@ -1,0 +1,92 @@
+"""How far two right ways of computing the same may lie apart, in the precision that a model computes in."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..base_model.sharing import sharing_weights
+from ..forward.interface import Call
+from ..patching.record import layer_masks
+from .readout import Readout
+
+# Relative to the standard deviation of what the model says.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Half precision adds up over layers, so a deep model may need more than the constant: this many times what it shows
+# without a mask, and never so much that another text would pass.
+_HEADROOM = 4
+_MOST = 1.0
+
+
+class Rounding:
+    """What a patched model may differ by from itself.
+
+    Parameters:
+        dtype: what the model computes in, see `precision`.
+        texts: lengths of the pieces of each text on which the model is measured without its mask, where the constant
+            is not enough.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, texts: Sequence[Sequence[int]]) -> None:
+        self.model, self.dtype, self.texts = model, dtype, texts
+        leaves = (leaf for mask in layer_masks(model) for leaf in mask.graded().leaves)
+        self.scores_pairs = any(leaf.selects or leaf.reads_keys for leaf in leaves)
+
+    @property
+    def epsilon(self) -> float:
+        return torch.finfo(self.dtype).eps
+
+    def forgives(self, differences: Tensor) -> bool:
+        """Returns whether the differences of some tokens, relative to the standard deviation, may be rounding."""
+        worst, constant = float(differences.max()), TOLERANCES[self.dtype]
+        if worst <= constant:
+            return True
+        if self.epsilon <= torch.finfo(torch.float32).eps or not math.isfinite(worst):
+            return False
+        limit = max(constant, min(_MOST, _HEADROOM * self.unpatched))
+        # A mask that scores pairs leaves out the low ones. Where scores are nearly equal rounding decides, and the
+        # tokens that read another key are far off: those are few, while a fault shows in most.
+        return worst <= limit or (self.scores_pairs and float(differences.median()) <= limit)
+
+    @functools.cached_property
+    def unpatched(self) -> float:
+        """How far cached decoding lies from recomputation in the model without its mask."""
+        from ..api import unpatch_model  # which runs these checks itself
+
+        read = Readout(unpatch_model(sharing_weights(self.model)))
+        found = []
+        for pieces in self.texts:
+            tokens = read.draw(2, sum(pieces), seed=0)
+            found.append(float(relative(read.cached(tokens, pieces), read(tokens)).max()))
+        return max(found)
+
+
+def precision(model: nn.Module, calls: Sequence[Call]) -> torch.dtype:
+    """Returns the coarsest dtype of the weights and of what attention reads, which under autocast is another one.
+
+    Parameters:
+        calls: of the model's attention.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()} | {call.value.dtype for call in calls}
+    # Dtypes of 8 and 4 bits are for keeping weights only.
+    return max(dtypes & TOLERANCES.keys(), key=lambda dtype: torch.finfo(dtype).eps, default=torch.bfloat16)
+
+
+def spread(x: Tensor) -> float:
+    """Returns the standard deviation, as something to divide by."""
+    return float(x.std().nan_to_num(nan=1.0).clamp(min=1e-30))
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
+    return (one - other).abs().nan_to_num(nan=torch.inf)
+
+
+def relative(one: Tensor, other: Tensor) -> Tensor:
+    """Returns the greatest difference of each token ``[B, N]`` in what is said of it ``[B, N, size]``."""
+    return distance(one, other).amax(-1) / spread(other)

@@ -1,0 +1,1 @@
+"""What lives for one forward: its hooks, its arguments, the mask slot and the attention function."""

@@ -1,0 +1,207 @@
+"""From the arguments of a forward to what they say of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from ...plan.documents import PADDING, ids_from_padding, ids_from_position_ids, renumbered
+from ..batch import Batch
+from ..in_graph import holds, refuse_if
+from .marks import Asks, check_ids, read_spans, refuse_spans
+from .mask_slot import is_handle
+
+# Where FlashAttention is told the documents of a flattened batch; collators for it pass all of them.
+_FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that are for nobody behind the hook
+_PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
+
+
+def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, caches: bool, **beside: Any) -> Batch:
+    """The batch of a forward.
+
+    Parameters:
+        arguments: those of the forward, by name.
+        cache: the cache, if its layers are `MaskedLayer`s.
+        asks: what the masks of the model ask of a batch.
+        caches: the forward fills a cache, of whatever kind.
+        beside: what a `Batch` says beside its tokens.
+    """
+    arguments = _with_choices_as_rows(arguments)
+    position_ids = arguments.get("position_ids")
+    # Whether several of these start a new document decides what the cache may be used for.
+    restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
+    flattened = any(arguments.get(name) is not None for name in _FLATTENED)
+    if torch.compiler.is_compiling() and (asks.spans or restarts or flattened):
+        return _read_outside(arguments, cache, asks, beside)
+    return _read(arguments, cache, asks, beside)
+
+
+def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside: dict[str, Any]) -> Batch:
+    attention_mask, given = arguments.get("attention_mask"), arguments.get("past_key_values")
+    inputs = arguments.get("input_ids")
+    inputs = arguments.get("inputs_embeds") if inputs is None else inputs
+    if inputs is None or _is_prepared(attention_mask):
+        return Batch(**beside)
+    rows, new = inputs.shape[:2]
+    length = 0 if given is None else given.get_seq_length()
+    seen = _columns_before(length, arguments, new)
+    real = _read_padding(attention_mask, rows, seen, new)
+    ids = _read_document_ids(arguments.get("document_ids"), rows, seen, new)
+    if ids is None and seen and getattr(given, _PACKED, False):
+        raise ValueError(
+            "this cache holds packed documents, so the document of a new token is unknown; "
+            f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens), or decode one document a row"
+        )
+    if ids is None:
+        ids = _read_position_ids(arguments.get("position_ids"), real, rows, seen, new, length)
+    ids = _with_flattened(ids, arguments, rows, seen, new)
+    packed = ids is not None
+    if ids is None:
+        ids = None if real is None else ids_from_padding(real)
+    elif real is not None:
+        ids = torch.where(real, ids, PADDING)
+    spans = None
+    if asks.spans:
+        spans = read_spans(arguments, asks, real, packed, (rows, seen, new))
+    else:
+        refuse_spans(arguments)
+    ids, spans = _one_if_alike(ids), _one_if_alike(spans)
+    if spans is not None and len(spans) > 1 and ids is None:
+        ids = torch.zeros_like(spans)
+    if spans is not None and ids is not None:
+        ids, spans = torch.broadcast_tensors(ids, spans.to(ids.device))
+    return Batch(seen, new, ids, packed, spans, cache, **beside)
+
+
+def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Texts ``[batch, choices, tokens]``, as GPT-2's double heads take them, with a row for each choice.
+
+    The trap: a third axis may be one of codebooks as well, ``[batch, tokens, codebooks]``.
+    """
+    ids, real = arguments.get("input_ids"), arguments.get("attention_mask")
+    if ids is None or ids.ndim < 3 or not ("mc_token_ids" in arguments or getattr(real, "ndim", 0) == ids.ndim):
+        return arguments
+    of_tokens = ("input_ids", "attention_mask", "document_ids", "span_ids", "labels")
+    given = {name: arguments[name] for name in of_tokens if arguments.get(name) is not None}
+    return {**arguments, **{name: tensor.flatten(end_dim=-2) for name, tensor in given.items()}}
+
+
+_read_outside = torch.compiler.disable(
+    _read,
+    reason="prefix_lengths, span_ids, cu_seq_lens_q and, where a cache is filled, position_ids are read outside the "
+    "graph, since what follows depends on their values; leave fullgraph=True out, or pass use_cache=False for "
+    "position_ids and document_ids instead of cu_seq_lens_q",
+)
+
+
+def _columns_before(length: int | Tensor, arguments: Mapping[str, Any], new: int) -> int:
+    """The number of cached columns; a static cache counts them in a tensor, whose value a compiled graph has not."""
+    if not torch.compiler.is_compiling() or isinstance(length, int):
+        return int(length)
+    covering = (arguments.get(name) for name in ("attention_mask", "document_ids"))
+    return next((x.shape[-1] for x in covering if x is not None), new) - new
+
+
+def _one_if_alike(rows: Tensor | None) -> Tensor | None:
+    """Rows that are alike are described, and computed, as one."""
+    return rows if rows is None or not holds((rows == rows[:1]).all()) else rows[:1]
+
+
+def mark_packed(cache: Cache, packed: bool) -> None:
+    """Remembers whether the rows of the cache hold several documents."""
+    setattr(cache, _PACKED, packed)
+
+
+def _is_prepared(attention_mask: Any) -> bool:
+    """Whether the mask slot holds our own handles already (`generate` prepares them before a compiled forward)."""
+    values = list(attention_mask.values()) if isinstance(attention_mask, Mapping) else [attention_mask]
+    if all(value is None or is_handle(value) for value in values):
+        return any(value is not None for value in values)
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim == 2 and value is attention_mask:
+            return False
+        got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"a patched model takes the 2D padding mask [batch, tokens] as attention_mask, got {got}; "
+            "say the pattern as a mask instead: patch_model(model, 'window:256|sinks:4')"
+        )
+    return False
+
+
+def _read_padding(attention_mask: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
+    """The real tokens ``[B, N]``; None where all are."""
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (rows, seen + new):
+        raise ValueError(
+            f"attention_mask must cover the {seen} cached and {new} new tokens, shape [{rows}, {seen + new}], "
+            f"got {list(attention_mask.shape)}"
+        )
+    real = attention_mask.bool()
+    return None if holds(real.all()) else real
+
+
+def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
+    if document_ids is None:
+        return None
+    check_ids("document_ids", document_ids, rows, seen + new)
+    return renumbered(document_ids).expand(rows, -1)
+
+
+def _with_flattened(ids: Tensor | None, arguments: Mapping[str, Any], rows: int, seen: int, new: int) -> Tensor | None:
+    """The documents of a flattened batch, which must be those that are known already, if they are."""
+    given = [name for name in _FLATTENED if arguments.get(name) is not None]
+    if not given:
+        return ids
+    starts, of_keys = arguments.get("cu_seq_lens_q"), arguments.get("cu_seq_lens_k")
+    whole = rows == 1 and not seen and (of_keys is None or (starts is not None and torch.equal(starts, of_keys)))
+    if not whole or starts is None or starts[0] != 0 or starts[-1] != new:
+        raise ValueError(
+            f"{', '.join(given)} must say where the documents of one row of {new} tokens begin, and where it ends "
+            f"(cu_seq_lens_q = cu_seq_lens_k = [0, ..., {new}]), with nothing cached; got {rows} rows, {seen} cached "
+            "tokens; pass document_ids= for packed documents"
+        )
+    lengths = starts.diff()
+    flattened = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)[None]
+    if ids is not None and not torch.equal(renumbered(ids), renumbered(flattened.to(ids.device))):
+        raise ValueError(
+            "cu_seq_lens_q begins other documents than document_ids or position_ids do; pass one of them only"
+        )
+    return flattened if len(lengths) > 1 else ids
+
+
+def _read_position_ids(
+    position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int, length: int | Tensor
+) -> Tensor | None:
+    """Document ids if the position ids start anew somewhere; positions of several axes (images) say nothing of that."""
+    if position_ids is None or position_ids.ndim != 2:
+        return None
+    position_ids = position_ids.expand(rows, -1)
+    if seen or isinstance(length, Tensor):
+        refuse_if(
+            (_starts_anew(position_ids, real, seen) & (length > 0)).any(),
+            "position_ids start a new document behind cached tokens; pass document_ids of shape [batch, cached and new "
+            "tokens]",
+        )
+    if new == 1:
+        return None
+    if real is None:
+        real = torch.ones(rows, seen + new, dtype=torch.bool, device=position_ids.device)
+    ids = ids_from_position_ids(position_ids, real[:, seen:])
+    if not torch.compiler.is_compiling() and not bool((ids > 0).any()):
+        return None
+    return torch.cat([ids_from_padding(real[:, :seen]), ids], dim=-1)
+
+
+def _starts_anew(position_ids: Tensor, real: Tensor | None, seen: int) -> Tensor:
+    """Whether each row has cached tokens, and its first new token has position 0 all the same (padding may)."""
+    if real is None:
+        return position_ids[:, 0] == 0
+    cached, new = real[:, :seen], real[:, seen:]
+    first = position_ids.gather(1, new.int().argmax(-1, keepdim=True))[:, 0]
+    return cached.any(-1) & new.any(-1) & (first == 0)

@@ -1,0 +1,135 @@
+"""The hooks that a patched model runs around every forward of itself and of the models inside it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .. import batch
+from ..caching.layer import adopt, mark_filled, new_cache, self_attention_cache
+from ..patching.config import KEY
+from .arguments import OWN, mark_packed, read
+from .interface import HARMLESS
+from .marks import Asks
+
+
+def enter(
+    module: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    names: Sequence[str],
+    lookahead: int,
+    asks: Asks,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: reads the batch, adopts the cache, takes the plugin's own arguments out.
+
+    Parameters:
+        names: those of the arguments of the module's forward, in order.
+        lookahead: the greatest one of the model's masks, outside of marked spans.
+        asks: what the masks ask of a batch.
+    """
+    running = batch.around(module)
+    arguments = dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs
+    _refuse_encoder_states(module, arguments)
+    if running is None:
+        _refuse_another_implementation(module)
+        kwargs = {name: value for name, value in kwargs.items() if name not in OWN}
+        _refuse_generation(arguments, lookahead)
+        cache = _cache(module, arguments, asks)
+        held = self_attention_cache(cache)
+        adopted = held if held is not None and adopt(held, asks.content) else None
+        beside = {
+            "attentions": _wants_attentions(module, arguments),
+            "for_loss": _for_loss(module, names, kwargs),
+        }
+        running = read(arguments, adopted, asks, caches=cache is not None, **beside)
+        if cache is not arguments.get("past_key_values"):
+            place = names.index("past_key_values")
+            if place < len(args):
+                args = (*args[:place], cache, *args[place + 1 :])
+            else:
+                kwargs["past_key_values"] = cache
+    elif running.for_loss:
+        kwargs = {name: value for name, value in kwargs.items() if name not in running.for_loss}
+    # Torch calls this hook from the frame that then runs the module.
+    frame = None if torch.compiler.is_compiling() else getattr(inspect.currentframe(), "f_back", None)
+    batch.push(module, running, frame=frame)
+    return args, kwargs
+
+
+def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook that runs also after an exception."""
+    left = batch.pop(module)
+    if left is None:
+        return
+    returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    for value in (*kwargs.values(), *returned):
+        if isinstance(value, Cache):
+            mark_filled(value)
+            if left.packed is not None:
+                mark_packed(value, left.packed)
+
+
+def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) -> Cache | None:
+    """The cache that was given, or the one that the model would make itself."""
+    cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
+    if cache is not None:
+        return cache
+    use_cache = getattr(module.config, "use_cache", False) if use_cache is None else use_cache
+    if not use_cache:
+        return None
+    checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+    return None if checkpoints else new_cache(module.config, asks.content)
+
+
+def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> bool:
+    asked = arguments.get("output_attentions")
+    configs = (module.config, module.config.get_text_config())
+    return any(config.output_attentions for config in configs) if asked is None else bool(asked)
+
+
+def _for_loss(module: PreTrainedModel, names: Sequence[str], kwargs: Mapping[str, Any]) -> frozenset[str]:
+    """What the model's loss takes of the arguments that its forward hands on, which it does to its attentions, too."""
+    extra = kwargs.keys() - set(names) - HARMLESS
+    if not extra or "labels" not in names:
+        return frozenset()
+    return frozenset(extra & inspect.signature(module.loss_function).parameters.keys())
+
+
+def _refuse_encoder_states(module: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    if arguments.get("encoder_hidden_states") is not None:
+        raise ValueError(
+            f"{type(module).__name__} was given encoder_hidden_states; masks are for self-attention, and a patched "
+            "model has no cross-attention: leave them out, or unpatch_model(model) first"
+        )
+
+
+def _refuse_another_implementation(module: PreTrainedModel) -> None:
+    """`set_attn_implementation` on a patched model would leave a model that silently attends to everything."""
+    implementation = module.config.get_text_config()._attn_implementation
+    if implementation != KEY:
+        raise ValueError(
+            f"attention was switched to {implementation!r} after patch_model, which loses the mask; "
+            "call unpatch_model(model) for full attention, or patch_model(model, mask) again"
+        )
+
+
+def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
+    if not lookahead:
+        return
+    cache = arguments.get("past_key_values")
+    decodes = cache is not None and bool(cache.get_seq_length())
+    # What `generate` asks for in every step, cached or not.
+    asks_for_next_token = not torch.is_grad_enabled() and arguments.get("logits_to_keep") in (1, True)
+    if decodes or asks_for_next_token:
+        raise ValueError(
+            f"the mask looks {lookahead} tokens ahead, so a model under it cannot generate; "
+            "use a causal mask, for example patch_model(model, 'block_local:64,1')"
+        )

@@ -1,0 +1,198 @@
+"""Which tokens see each other both ways: prefixes and marked spans, wherever a caller says them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from ...masks import Mask
+from ...plan.documents import PADDING, renumbered
+from ..patching.record import layer_masks, pretrained
+
+_SAID = "hf_masking_spans"  # the attribute of a cache that was made for given prefixes or spans
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What the masks of a model ask of a batch.
+
+    spans: which tokens are marked.
+    prefix_only: no more than where a prefix ends, so that in `generate` it can be the prompt.
+    content: its hidden states, of which a cache keeps what adaptive masks read of the keys.
+    """
+
+    spans: bool
+    prefix_only: bool
+    content: bool
+
+    @classmethod
+    def of(cls, masks: Iterable[Mask]) -> Asks:
+        masks = list(masks)
+        # A prefix is the span from 0: any other span says nothing to a mask that asks for a prefix only.
+        return cls(
+            spans=not all(mask.is_bound for mask in masks),
+            prefix_only=all(mask.bind(((1, 2),)) == mask.bind(()) for mask in masks),
+            content=any(mask.is_adaptive for mask in masks),
+        )
+
+
+def cache_with_prefix(
+    model: nn.Module, lengths: Sequence[int] | Tensor | None = None, *, span_ids: Tensor | None = None
+) -> DynamicCache:
+    """An empty cache that says which tokens of the prompts are marked: ``generate(..., past_key_values=...)``.
+
+    Parameters:
+        model: a model under a mask with ``prefix`` or ``spans``.
+        lengths: number of real tokens in the prefix of each prompt ``[B]``.
+        span_ids: the marked span of each token of the prompts ``[B, tokens]``, negative for none.
+
+    The first call must have all tokens of a span, since they see each other both ways.
+
+    Raises:
+        ValueError: no mask of the model asks for it; not one of ``lengths`` and ``span_ids`` is given.
+    """
+    if not Asks.of(layer_masks(model)).spans:
+        raise ValueError("a prefix is for a mask that asks for it, such as patch_model(model, 'prefix|causal')")
+    if (lengths is None) == (span_ids is None):
+        raise ValueError("give one of lengths and span_ids")
+    cache = DynamicCache(config=pretrained(model).config)
+    setattr(cache, _SAID, (lengths, span_ids))
+    return cache
+
+
+def check_ids(name: str, ids: Tensor, rows: int, tokens: int) -> None:
+    """Raises a ValueError unless ``ids`` are integers, one for each token of each row (or of one for all)."""
+    if ids.is_floating_point() or ids.shape not in {(rows, tokens), (1, tokens)}:
+        got = f"{ids.dtype} of shape {list(ids.shape)}"
+        raise ValueError(f"{name} must be integers of shape [{rows}, {tokens}], got {got}")
+
+
+def refuse_spans(arguments: Mapping[str, Any]) -> None:
+    """Raises a ValueError where something is marked and no mask asks for it."""
+    for name, mask in (("prefix_lengths", "prefix|causal"), ("span_ids", "spans|causal")):
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is for a mask that asks for it, such as patch_model(model, '{mask}')")
+
+
+def read_spans(
+    arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, packed: bool, shape: tuple[int, int, int]
+) -> Tensor | None:
+    """The marked span of each token ``[B or 1, N]``, negative for none; None where nobody said.
+
+    Parameters:
+        arguments: those of the forward, by name.
+        asks: what the masks ask for.
+        real: ``[B, N]``, False for padding; None where no token is.
+        packed: a row may hold several documents.
+        shape: rows, cached tokens and new tokens.
+    """
+    rows, seen, new = shape
+    lengths, span_ids = arguments.get("prefix_lengths"), arguments.get("span_ids")
+    if lengths is not None and span_ids is not None:
+        raise ValueError("prefix_lengths and span_ids are both given; a prefix is the span that starts at 0")
+    if lengths is not None and (seen or packed):
+        why = "a cache holds its prefix since its first call" if seen else "rows hold several documents"
+        raise ValueError(f"prefix_lengths are given where {why}; leave them out, or pass span_ids")
+    if lengths is None and span_ids is None:
+        if seen:
+            # What was marked came in full with an earlier call.
+            return torch.full((1, seen + new), PADDING)
+        lengths, span_ids = _said_elsewhere(arguments, asks, real, rows, new)
+    if lengths is not None:
+        spans = _of_prefixes(lengths, real, rows, new)
+    elif span_ids is not None:
+        spans = _of_ids(span_ids, real, shape)
+    else:
+        return None
+    _refuse_seen_labels(arguments.get("labels"), spans[:, seen:])
+    return spans
+
+
+def _said_elsewhere(
+    arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, rows: int, new: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Lengths and span ids that the cache was made for; in the first call of `generate` the prompt is the prefix."""
+    lengths, span_ids = getattr(arguments.get("past_key_values"), _SAID, (None, None))
+    # `generate` repeats each prompt for its beams or its return sequences.
+    if lengths is not None:
+        lengths = torch.as_tensor(lengths).reshape(-1)
+        lengths = lengths.repeat_interleave(max(1, rows // max(1, len(lengths))))
+    elif span_ids is not None:
+        span_ids = span_ids.repeat_interleave(max(1, rows // max(1, len(span_ids))), dim=0)
+        # Assisted decoding sends its first candidates along.
+        span_ids = pad(span_ids, (0, max(0, new - span_ids.shape[1])), value=PADDING)
+    elif asks.prefix_only:
+        lengths = _prompts(arguments, real, rows, new)
+    return lengths, span_ids
+
+
+def _prompts(arguments: Mapping[str, Any], real: Tensor | None, rows: int, new: int) -> Tensor | None:
+    """The lengths of the prompts ``[B]``, if this is the first call of `generate`."""
+    to_keep = arguments.get("logits_to_keep")
+    if torch.is_grad_enabled() or not isinstance(to_keep, int) or to_keep < 1:
+        return None
+    # `generate` brings its cache and the position ids; without these a call is not known to be its first.
+    if not isinstance(arguments.get("past_key_values"), Cache) or arguments.get("position_ids") is None:
+        return None
+    # The trap: a chunk of a prefill looks like a prompt, but for what is cut off a longer tensor for it.
+    for name in ("attention_mask", "position_ids"):
+        tensor = arguments.get(name)
+        if tensor is not None and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+            raise ValueError(
+                f"the {name} of this first call are cut off longer ones, as in chunked prefill, where a chunk would "
+                "pass for the prompt; say the lengths: past_key_values=cache_with_prefix(model, lengths), or clone() a "
+                "mask that is a slice"
+            )
+    counts = torch.full((rows,), new) if real is None else real.sum(-1)
+    # Assisted decoding sends its first candidates along, and asks for as many logits more.
+    return counts - (to_keep - 1)
+
+
+def _of_prefixes(lengths: Any, real: Tensor | None, rows: int, new: int) -> Tensor:
+    device = torch.device("cpu") if real is None else real.device
+    lengths = torch.as_tensor(lengths, device=device)
+    if lengths.is_floating_point() or lengths.shape != (rows,):
+        raise ValueError(f"prefix_lengths must be {rows} integers, one a row, got {lengths.tolist()}")
+    counts = torch.arange(1, new + 1, device=device).expand(rows, -1) if real is None else real.cumsum(-1)
+    if bool((lengths < 0).any()) or bool((lengths > counts[:, -1]).any()):
+        raise ValueError(
+            f"the prefixes have {lengths.tolist()} tokens and the first call has {counts[:, -1].tolist()}; a prefix "
+            "must come in one call, since its tokens see each other both ways (no chunked prefill)"
+        )
+    inside = counts <= lengths[:, None]
+    return torch.where(inside if real is None else inside & real, 0, PADDING)
+
+
+def _of_ids(span_ids: Tensor, real: Tensor | None, shape: tuple[int, int, int]) -> Tensor:
+    rows, seen, new = shape
+    check_ids("span_ids", span_ids, rows, seen + new)
+    spans = renumbered(span_ids)
+    if real is not None:
+        spans = torch.where(real, spans.to(real.device), PADDING)
+    for row in spans if seen else ():
+        if set(row[:seen].tolist()) & set(row[seen:].tolist()) - {PADDING}:
+            raise ValueError(
+                "a marked span starts in the cache and goes on in new tokens, which its first tokens have not seen; "
+                "let a span come in one call"
+            )
+    # No new token is in a span of cached ones, and the cache may have evicted a part of it.
+    return torch.where(torch.arange(seen + new, device=spans.device) < seen, PADDING, spans)
+
+
+def _refuse_seen_labels(labels: Tensor | None, spans: Tensor) -> None:
+    if labels is None or labels.shape[-1] != spans.shape[-1]:
+        return
+    spans = spans.to(labels.device)
+    inside = (spans[:, 1:] >= 0) & (spans[:, 1:] == spans[:, :-1])
+    if bool((inside & (labels[:, 1:] != -100)).any()):
+        raise ValueError(
+            "labels inside a prefix or a marked span are seen by the rows that predict them; set them to -100: "
+            "labels = hf_masking.training.labels_for_prefix_lm(prefix_lengths, labels)"
+        )

@@ -1,0 +1,1 @@
+"""What a checkpoint or an adapter holds beside the model."""

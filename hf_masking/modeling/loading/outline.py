@@ -1,0 +1,18 @@
+"""A model without its weights: what can be known of it before they are loaded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..patching import config as mask_config
+
+
+def outline(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a causal language model on the meta device, without the mask that its config may carry.
+
+    It can be patched with ``check=False``; it computes nothing.
+    """
+    mask_config.forget(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=None)

@@ -1,0 +1,1 @@
+"""What lives from `patch_model` until `unpatch_model`."""

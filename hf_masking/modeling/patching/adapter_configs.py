@@ -1,0 +1,140 @@
+"""The mask goes into the configs of PEFT's adapters, which are saved without the model around them.
+
+PEFT writes what `to_dict` of an adapter's config returns, and warns of an entry that it does not know. So an adapter of
+a patched model loads under its mask with `hf_masking.from_pretrained`, and with a warning with PEFT alone.
+
+A patched model gives its adapters configs of their own, since one `LoraConfig` may serve several models. It does so
+when it is patched, and before each forward and each saving, since `get_peft_model` may come after the patch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..features import NAME, is_learned
+from .config import KEY
+from .record import ATTRIBUTE, Patch
+
+logger = logging.getLogger("hf_masking")
+
+_CONFIGS = "peft_config"  # the attribute in which PEFT keeps the configs of a model's adapters, by name
+_PROMPT_LEARNING = "base_model."  # where PEFT keeps a model that it gives prompts, and no attribute
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What a config is saved with.
+
+    entry: the mask, as in a config.json.
+    lost: the masks whose parameters are trained and not saved by PEFT.
+    once: PEFT is about to write this config, which is not the model's own; afterwards it is an ordinary one again.
+    """
+
+    entry: dict[str, Any]
+    lost: tuple[str, ...] = ()
+    once: bool = False
+
+
+class _Masked:
+    """Mixed into the class of an adapter's config, whose attribute `KEY` holds what it carries."""
+
+    plain: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        carried: _Carried = vars(self)[KEY]
+        written: dict[str, Any] = super().to_dict() | {KEY: carried.entry}  # type: ignore[misc]
+        if carried.lost:
+            logger.warning(
+                "this adapter is saved without what %s has learned, which PEFT saves where it is named before the "
+                "adapter is made: patch_model first, then LoraConfig(..., modules_to_save=%s)",
+                " and ".join(carried.lost),
+                list(carried.lost),
+            )
+        if carried.once:
+            _release(self)
+        return written
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # This class is made below, so that it cannot be imported.
+        return _unpickled, (self.plain,), vars(self)
+
+
+@functools.cache
+def _masked(plain: Any) -> Any:
+    return type(plain.__name__, (_Masked, plain), {"plain": plain, "__module__": plain.__module__})
+
+
+def _unpickled(plain: Any) -> Any:
+    masked = _masked(plain)
+    return masked.__new__(masked)
+
+
+def _mark(config: Any, carried: _Carried) -> None:
+    if not isinstance(config, _Masked):
+        plain: Any = type(config)
+        config.__class__ = _masked(plain)
+    setattr(config, KEY, carried)
+
+
+def _release(config: Any) -> None:
+    config.__class__ = config.plain
+    delattr(config, KEY)
+
+
+def follow(base: nn.Module) -> list[RemovableHandle]:
+    """Register the hooks that find the adapters which PEFT puts into a patched model."""
+    return [base.register_forward_pre_hook(_before_forward), base.register_state_dict_pre_hook(_before_saving)]
+
+
+def give(model: nn.Module, patch: Patch) -> None:
+    """Save the adapters in a model, and around it, with its mask from now on."""
+    for module in model.modules():
+        _give(getattr(module, _CONFIGS, None), patch)
+
+
+def take_back(patch: Patch) -> None:
+    """Save the adapters without a mask from now on."""
+    for config in patch.adapters:
+        _release(config)
+    patch.adapters.clear()
+
+
+def _give(configs: Any, patch: Patch, lost: tuple[str, ...] = ()) -> None:
+    """Replace configs by own copies that carry the mask."""
+    for name, config in configs.items() if isinstance(configs, dict) else ():
+        if all(config is not own for own in patch.adapters):
+            configs[name] = copy.copy(config)
+            patch.adapters.append(configs[name])
+        _mark(configs[name], _Carried(patch.settings.to_json(), lost))
+
+
+def _before_forward(base: nn.Module, args: tuple[Any, ...]) -> None:
+    if not torch.compiler.is_compiling():
+        _give(vars(base).get(_CONFIGS), vars(base)[ATTRIBUTE])
+
+
+def _before_saving(base: nn.Module, prefix: str, keep_vars: bool) -> None:
+    configs, patch = vars(base).get(_CONFIGS), vars(base)[ATTRIBUTE]
+    if not isinstance(configs, dict):
+        if prefix == _PROMPT_LEARNING and not patch.adapters:
+            logger.warning("PEFT saves prompts without the mask of the model inside; patch_model(peft_model, mask)")
+        return
+    held, lost = list(configs.values()), _lost(base)
+    _give(configs, patch, lost)
+    for config, own in zip(held, configs.values(), strict=True):
+        if config is not own:
+            # PEFT asks for the weights when it has the config in hand already.
+            _mark(config, _Carried(patch.settings.to_json(), lost, once=True))
+
+
+def _lost(base: nn.Module) -> tuple[str, ...]:
+    trained = (name.split(".") for name, one in base.named_parameters() if is_learned(name) and one.requires_grad)
+    return tuple(sorted({parts[parts.index(NAME) + 1] for parts in trained if "modules_to_save" not in parts}))

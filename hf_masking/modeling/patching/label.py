@@ -1,0 +1,53 @@
+"""What runs in a patched model, in words: its mask, other masks by layer, and windows of the model's own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..base_model.architecture import own_window, positions_of
+from ..base_model.own_window import OwnWindow
+from .config import count_layers
+from .record import pretrained, settings_of
+
+
+def label_of(model: nn.Module) -> str:
+    """Name what runs in a patched model, such as ``causal; layer 0: window:8; within the model's window of 64``.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    config, wanted = pretrained(model).config, settings_of(model)
+    parts = [str(wanted.mask)]
+    overrides = {layer: str(mask) for layer, mask in sorted(wanted.layers.items()) if mask != wanted.mask}
+    parts += [f"{_layers(layers)}: {mask}" for mask, layers in _grouped(overrides).items()]
+    n_layers = count_layers(config)
+    windows = {layer: window for layer in range(n_layers) if (window := own_window(config, layer))}
+    if wanted.replace_model_window:
+        return "; ".join([*parts, "without the model's own window"] if windows else parts)
+    clipped = {
+        layer: f"within the model's window of {window}"
+        for layer, window in windows.items()
+        if OwnWindow(window).clips(wanted.mask_of(layer).bind(()), positions_of(config))
+    }
+    for text, layers in _grouped(clipped).items():
+        parts.append(text if len(layers) == n_layers else f"{_layers(layers)} {text}")
+    return "; ".join(parts)
+
+
+def _grouped(by_layer: dict[int, str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for layer, text in by_layer.items():
+        groups.setdefault(text, []).append(layer)
+    return groups
+
+
+def _layers(layers: Sequence[int]) -> str:
+    """Name layers in ascending order, such as ``layers 0, 2-4``."""
+    ranges = []
+    for _, run in itertools.groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
+        members = [layer for _, layer in run]
+        ranges.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(ranges)}"

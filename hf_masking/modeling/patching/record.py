@@ -1,0 +1,66 @@
+"""What a patched model remembers of its patch, and how to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...adaptive import AdaptiveMask
+from ...errors import UnsupportedModelError
+from ...masks import Mask
+from .config import Settings, count_layers
+
+ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
+
+
+@dataclass
+class Patch:
+    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
+
+    learned: for each layer the modules of its mask, by leaf, where that looks at the content.
+    adapters: the configs of PEFT's adapters, which are saved with the mask.
+    """
+
+    settings: Settings
+    backend: str
+    configs: list[tuple[nn.Module, PreTrainedConfig]]
+    hooks: list[RemovableHandle]
+    learned: dict[int, dict[AdaptiveMask, nn.Module]]
+    adapters: list[Any] = field(default_factory=list)
+
+
+def find_patch(model: nn.Module) -> Patch | None:
+    """The patch of the model or of a model inside it (a PEFT wrapper, say)."""
+    return next((vars(module)[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in vars(module)), None)
+
+
+def settings_of(model: nn.Module) -> Settings:
+    """The masks of a patched model, by layer; raises a ValueError if it is not patched."""
+    patch = find_patch(model)
+    if patch is None:
+        raise ValueError(f"{type(model).__name__} is not patched, so no mask runs in it")
+    return patch.settings
+
+
+def layer_masks(model: nn.Module) -> list[Mask]:
+    """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
+    patch = find_patch(model)
+    return [] if patch is None else patch.settings.masks(count_layers(pretrained(model).config))
+
+
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The Transformers model in a wrapper (or the model itself), if it is one whose kind can be patched."""
+    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if found is None:
+        raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
+    if found.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
+    if getattr(found.config.get_text_config(), "attention_chunk_size", None):
+        raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
+    if getattr(found.config.get_text_config(), "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(f"{type(found).__name__} has layers that share keys, which are not supported")
+    return found
