@@ -199,7 +199,7 @@ def test_the_effective_mask_is_the_realised_one():
     assert torch.equal(seen[0][:, 0], seen[0][:, 1])
     assert seen[0][:, :, 19].sum(-1).tolist() == [[8] * 4] * 2
     model = model_of("llama", "adaptive_span:max=20,ramp=4")
-    share = model.model.layers[0].self_attn.hf_masking.span.share
+    share = model.model.layers[0].self_attn.hf_masking.adaptive_span.share
     weights = effective_weights(model, input_ids=ids)[0]
     distance = torch.arange(20)[:, None] - torch.arange(20)
     expected = (1 + (share[:, None, None] * 20 - distance) / 4).clamp(0, 1) * (distance >= 0)
@@ -210,7 +210,7 @@ def test_a_cache_keeps_the_longest_span(monkeypatch):
     monkeypatch.setattr(cache_layer, "ROLLBACK", 4)
     model = patch_model(build("llama"), "adaptive_span:max=40,ramp=4", check=False)
     for layer, share in zip(model.model.layers, (0.1, 0.5), strict=True):
-        torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, share)
+        torch.nn.init.constant_(layer.self_attn.hf_masking.adaptive_span.share, share)
     kept = DynamicCache(config=model.config)
     model.generate(tokens(1, 60), past_key_values=kept, max_new_tokens=30, do_sample=False, eos_token_id=None)
     assert [len(layer.columns) < 20 for layer in kept.layers] == [True, False]
@@ -247,7 +247,7 @@ def test_penalties_are_collected_where_one_asks():
         model(ids)
     assert len(penalties) == 4
     assert all(0 < float(penalty.detach()) < 1 for penalty in penalties)
-    share = model.model.layers[0].self_attn.hf_masking.span.share
+    share = model.model.layers[0].self_attn.hf_masking.adaptive_span.share
     assert float(penalties[0].detach()) == pytest.approx(float(share.detach().mean()))
     model(ids)
     assert len(penalties) == 4

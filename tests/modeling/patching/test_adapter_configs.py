@@ -190,8 +190,8 @@ def test_what_masks_have_learned_and_peft_does_not_save(base, tmp_path, caplog):
         model.state_dict()
         assert "without what" not in caplog.text
         model.save_pretrained(tmp_path)
-    assert "saved without what span has learned" in caplog.text
-    with pytest.raises(ValueError, match=r"holds what its masks have learned: missing \['layer 0: span"):
+    assert "saved without what adaptive_span has learned" in caplog.text
+    with pytest.raises(ValueError, match=r"holds what its masks have learned: missing \['layer 0: adaptive_span"):
         from_pretrained(tmp_path)
 
 
