@@ -127,6 +127,12 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return data
 
 
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON object to a file or a stream."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(data, indent=2) + "\n")
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of the files in a folder, their names and what they hold."""
     total = hashlib.sha256()

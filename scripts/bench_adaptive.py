@@ -20,8 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from hf_masking import masked_attention, parse_mask
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.attention.content import Document, parts_by_heads
-from hf_masking.cli.console import describe_machine, quiet, write_json
-from hf_masking.cli.terminal import console
+from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.files import write_json
+from hf_masking.machine import describe_machine
 from hf_masking.plan import Documents
 
 HEADS, SIZE = 8, 64
@@ -151,15 +152,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="repeats, in which all contenders take turns")] = 15,
 ) -> None:
     """Measure what masks that look at the content cost against dense attention."""
-    quiet()
+    silence_libraries()
     results = training(CHOICES, choice_length, rounds)
     results += training(SPANS, span_length, rounds)
     results += decoding(CHOICES, context, rounds, 20)
     for row in results:
         share = "" if row.computed_over_allowed is None else f", {row.computed_over_allowed:.2f} computed over allowed"
-        console.print(
+        typer.echo(
             f"{row.mask}: {row.what} at {row.length:,}: {row.seconds * 1e3:,.2f} ms, {row.times_dense:.2f}x{share}",
-            soft_wrap=True,
         )
     if output is not None:
         rows = [dataclasses.asdict(row) for row in results]

@@ -18,8 +18,9 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedMo
 from transformers.cache_utils import Cache
 
 from hf_masking import parse_mask, patch_model
-from hf_masking.cli.console import describe_machine, quiet, write_json
-from hf_masking.cli.terminal import console
+from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.files import write_json
+from hf_masking.machine import describe_machine
 from hf_masking.modeling.caching.layer import MaskedLayer, adopt
 
 MASK = "window:256|sinks:4"
@@ -103,7 +104,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
     """Time of a decoded token, and bytes of the cache, by length of the context."""
-    quiet()
+    silence_libraries()
     contexts = context or [512, 32_768]
     torch.manual_seed(0)
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, n_positions=max(contexts) + ROOM)
@@ -115,7 +116,7 @@ def main(
         for row in rows:
             size = f"{row.cache_bytes / 2**20:,.1f} MiB"
             line = f"{length:,} tokens, {row.cache}: {row.milliseconds_per_token:.1f} ms a token, {size}"
-            console.print(line)
+            typer.echo(line)
         results += rows
     if output is not None:
         shape = {"layers": layers, "width": width, "mask": MASK}

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config, GPT2LMHeadModel
 
 from hf_masking import patch_model
-from hf_masking.cli.console import describe_machine, quiet, write_json
-from hf_masking.cli.terminal import console
 from hf_masking.evaluation import in_own_process, peak_memory
+from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.files import write_json
+from hf_masking.machine import describe_machine
 
 MASK = "window:256|sinks:4"
 VARIANTS = ("sdpa", "masked", "no attention")
@@ -40,7 +41,7 @@ def no_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: 
 
 def step(length: int, variant: str, layers: int, width: int, vocabulary: int) -> Result:
     """One forward and backward with gradient checkpointing, after a short one that warms up."""
-    quiet()
+    silence_libraries()
     torch.manual_seed(0)
     implementation = "no_attention" if variant == "no attention" else "sdpa"
     AttentionInterface.register("no_attention", no_attention)
@@ -85,9 +86,9 @@ def main(
             results.append(in_own_process(step, tokens, variant, layers, width, vocabulary))
             row = results[-1]
             speed = f"{row.tokens_per_second:,.0f} tokens/s, {row.peak_bytes / 2**30:.1f} GiB"
-            console.print(f"{tokens:,} tokens, {variant}: {row.seconds:.1f} s, {speed}")
+            typer.echo(f"{tokens:,} tokens, {variant}: {row.seconds:.1f} s, {speed}")
         dense, masked, free = (row.seconds for row in results[-3:])
-        console.print(f"{MASK}: {dense / masked:.2f}x SDPA, {free / masked:.0%} of the ceiling")
+        typer.echo(f"{MASK}: {dense / masked:.2f}x SDPA, {free / masked:.0%} of the ceiling")
     if output is not None:
         rows = [dataclasses.asdict(row) for row in results]
         model = {"layers": layers, "width": width, "vocabulary": vocabulary, "mask": MASK}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_masking"
-FLOORS = ["masks", "adaptive", "plan", "attention", "modeling", "evaluation", "training", "cli"]
+FLOORS = ["masks", "adaptive", "plan", "attention", "modeling", "evaluation", "training", "comparison", "cli"]
 
 
 def imported(text, folder=()):

@@ -104,9 +104,9 @@ def _quietly(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with raised():
                 # Here torch is imported, and not before: `--help` does without.
-                from .console import quiet
+                from ..evaluation.loading import silence_libraries
 
-                quiet()
+                silence_libraries()
                 function(*arguments, **values)
         except KeyboardInterrupt as stop:
             say_interrupted(str(stop))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import typer
 
+from ..comparison.break_even import pays_from
 from ..evaluation.benchmark import (
     IS_CAUSAL,
     RIVALS,
@@ -18,12 +19,15 @@ from ..evaluation.benchmark import (
     measure,
     measure_memory,
 )
-from ..evaluation.break_even import pays_from
+from ..files import write_json
+from ..machine import describe_machine
+from ..pictures import warn_of_no_pictures
 from ..spec import parse_mask
 from ..streams import is_stream
-from . import bench_report, tables
+from ..tables import write_markdown
+from . import bench_report
 from .commands.bench import DTYPES, PRESETS, BenchOptions
-from .console import check_report, describe_machine, write_json
+from .console import check_report, say_written
 from .failures import reason_of
 from .options import OutputOption, at_least, at_most
 from .terminal import errors, tables_beside
@@ -42,7 +46,7 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
         _check(part)
     if output.output is not None:
         check_report(output.output)
-        tables.warn_of_no_pictures()
+        warn_of_no_pictures()
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
     console = tables_beside(output.output)
@@ -57,10 +61,13 @@ def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> No
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         write_json(output.output, document)
+        say_written(output.output)
     if output.output is not None and not is_stream(output.output):
         parts_of_page = bench_report.grid(rows).markdown(), *bench_report.failures(rows)
-        tables.write_markdown(output.output.with_suffix(".md"), _title(parts[0]), *parts_of_page)
-        bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))
+        page = output.output.with_suffix(".md")
+        write_markdown(page, _title(parts[0]), *parts_of_page)
+        for path in (page, *bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))):
+            say_written(path)
     if any(row.error for row in rows):
         raise typer.Exit(1)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import pictures
 from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, RIVALS, Row
-from . import tables
+from ..tables import Grid
 
 Rows = Sequence[Row]
 
@@ -53,9 +54,9 @@ COLUMNS: dict[str, Callable[[Rows, Row], str]] = {
 }
 
 
-def grid(rows: Rows) -> tables.Grid:
+def grid(rows: Rows) -> Grid:
     cells = [[f"{row.length:,}", row.mask, row.runs, *_cells(rows, row)] for row in rows]
-    return tables.Grid(("length", "mask", "runs", *COLUMNS), cells)
+    return Grid(("length", "mask", "runs", *COLUMNS), cells)
 
 
 def failures(rows: Rows) -> list[str]:
@@ -76,7 +77,7 @@ def _cells(rows: Rows, row: Row) -> list[str]:
     return [cell(rows, row) for cell in COLUMNS.values()]
 
 
-def write_picture(path: Path, rows: Rows, title: str) -> None:
+def write_picture(path: Path, rows: Rows, title: str) -> list[Path]:
     """Time of forward and backward against length, log-log."""
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -91,4 +92,4 @@ def write_picture(path: Path, rows: Rows, title: str) -> None:
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3, which="both")
 
-    tables.write_picture(path, (8, 4.5), draw)
+    return pictures.write_picture(path, (8, 4.5), draw)

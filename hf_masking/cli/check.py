@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from ..files import check_file
+from ..evaluation.loading import load_model
+from ..files import check_file, write_json
+from ..machine import describe_machine
 from ..modeling import CheckReport, check_generation, check_model, label_of
 from .commands.check import CheckOptions
-from .console import describe_machine, load_model, write_json
+from .console import say_written
 from .failures import reason_of
 from .masking import check_specs, chosen, copies, most_lookahead, put_into
 from .options import MaskOptions, OutputOption, at_least
@@ -47,6 +49,7 @@ def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputO
         rows = [{"mask": name, **dataclasses.asdict(row)} for name, report in reports.items() for row in report.rows]
         failed = {name: reason_of(error) for name, error in failures.items()}
         write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows, "failed": failed})
+        say_written(output.output)
     if failures or not all(report.passed for report in reports.values()):
         raise typer.Exit(1)
 

@@ -12,22 +12,16 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
-from ..files import check_file
+from ..evaluation.loading import bos_of, check_vocabulary, load_model, load_tokenizer
+from ..files import check_file, write_json
+from ..machine import describe_machine
 from ..modeling import check_fits, label_of, settings_of
+from ..tables import Grid
 from .commands.eval import WindowOptions
-from .console import (
-    bos_of,
-    check_vocabulary,
-    describe_machine,
-    load_data,
-    load_model,
-    load_tokenizer,
-    write_json,
-)
+from .console import load_data, say_written
 from .failures import reason_of
 from .masking import check_specs, chosen, copies, put_into
 from .options import DataOptions, MaskOptions, OutputOption
-from .tables import Grid
 from .terminal import progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
@@ -70,6 +64,7 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
             "rows": rows,
         }
         write_json(output.output, report)
+        say_written(output.output)
     if any(measurement.error for measurement in measured):
         raise typer.Exit(1)
 

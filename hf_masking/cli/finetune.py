@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
+from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer, refuse_adapter
 from ..files import digest
 from ..interrupts import Interrupted
 from ..modeling import label_of
@@ -25,7 +26,7 @@ from ..training import finetune as train
 from ..training.process_group import clean_exit
 from ..training.run_folder import RunFolder
 from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
-from .console import check_vocabulary, load_data, load_model, load_tokenizer, refuse_adapter
+from .console import load_data
 from .masking import check_specs, chosen, put_into, what_runs
 from .options import DataOptions, MaskOptions, at_least, at_most
 from .terminal import Progression, errors, progress_bar, resuming_command, warn

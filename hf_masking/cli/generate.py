@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
 from ..evaluation import CacheSize, cache_size
+from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
 from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
-from .console import check_vocabulary, load_model, load_tokenizer
 from .masking import check_specs, chosen, most_lookahead, put_into
 from .options import MaskOptions, at_least, utf_8
 from .terminal import console, errors

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..evaluation import STDLIB, Text, encode, load_text
+from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
 from ..files import written_aside
 from ..masks import Mask
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import check_fits, effective_weights, evaluating, label_of, patched, shape_of
 from .commands.show import RealisedOptions
-from .console import check_picture, check_vocabulary, load_model, load_tokenizer, say_written
+from .console import check_picture, say_written
 from .terminal import signs
 
 

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from ..options import option
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a model is fine-tuned. ``batch_size`` counts contexts in one optimizer step, over all processes."""
 
-    context: int = _option(512, "tokens in a context")
-    steps: int = _option(200, "optimizer steps")
-    batch_size: int = _option(8, "contexts in an optimizer step, over all processes")
-    micro_batch_size: int | None = _option(None, "contexts in one forward pass; by default all of a process")
-    learning_rate: float = _option(3e-4, "highest learning rate, after the warm-up; it falls as a cosine to 0")
-    warmup_steps: int = _option(20, "steps of linear warm-up")
-    weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
-    mask_learning_rate: float = _option(1e-2, "highest learning rate of what masks learn (spans, relevance)")
-    mask_penalty: float = _option(0.1, "weight in the loss of the share that such masks let through, 0 to 1")
-    lora: int | None = _option(None, "train low-rank adapters of this rank (PEFT) in place of the weights")
-    lora_alpha: float | None = _option(
+    context: int = option(512, "tokens in a context")
+    steps: int = option(200, "optimizer steps")
+    batch_size: int = option(8, "contexts in an optimizer step, over all processes")
+    micro_batch_size: int | None = option(None, "contexts in one forward pass; by default all of a process")
+    learning_rate: float = option(3e-4, "highest learning rate, after the warm-up; it falls as a cosine to 0")
+    warmup_steps: int = option(20, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW's weight decay, for matrices only")
+    mask_learning_rate: float = option(1e-2, "highest learning rate of what masks learn (spans, relevance)")
+    mask_penalty: float = option(0.1, "weight in the loss of the share that such masks let through, 0 to 1")
+    lora: int | None = option(None, "train low-rank adapters of this rank (PEFT) in place of the weights")
+    lora_alpha: float | None = option(
         None, "what adapters add is scaled by this over their rank; by default twice the rank"
     )
-    max_gradient_norm: float = _option(1.0, "gradients are clipped to this norm")
-    gradient_checkpointing: bool = _option(False, "recompute activations in the backward pass, to save memory")
-    bf16: bool = _option(False, "compute in bfloat16, keep the weights in float32")
-    seed: int = _option(0, "order of the contexts, and dropout")
-    eval_every: int = _option(50, "steps from one evaluation to the next")
-    checkpoint_every: int = _option(50, "steps from one checkpoint to the next")
-    keep_checkpoints: int = _option(2, "how many checkpoints stay on disk")
+    max_gradient_norm: float = option(1.0, "gradients are clipped to this norm")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass, to save memory")
+    bf16: bool = option(False, "compute in bfloat16, keep the weights in float32")
+    seed: int = option(0, "order of the contexts, and dropout")
+    eval_every: int = option(50, "steps from one evaluation to the next")
+    checkpoint_every: int = option(50, "steps from one checkpoint to the next")
+    keep_checkpoints: int = option(2, "how many checkpoints stay on disk")
 
     def check(self, processes: int = 1) -> None:
         """Raises a ValueError for what cannot be run."""

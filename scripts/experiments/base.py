@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_masking.comparison.small_model import Recipe, small_model
 from hf_masking.evaluation import STDLIB, Text, load_text
 from hf_masking.training import TrainingSettings
-from hf_masking.training.small_model import Recipe, small_model
 
 BASE = Recipe(
     shape={

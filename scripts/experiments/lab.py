@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_masking.cli.console import describe_machine, quiet, write_json
-from hf_masking.cli.tables import Grid, write_picture
-from hf_masking.files import written_aside
+from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.files import write_json, written_aside
+from hf_masking.machine import describe_machine
+from hf_masking.pictures import write_picture
+from hf_masking.tables import Grid
 
 Row = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,7 +46,7 @@ def run(
         script: the experiment's ``__file__``; the JSON and the picture have its name.
         measure: gives the rows of the table, which all have the same keys.
     """
-    quiet()
+    silence_libraries()
     name = Path(script).stem
     path = DOCS / "experiments" / f"{name}.json"
     if "--judge" in sys.argv:

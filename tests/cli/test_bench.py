@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from hf_masking.cli import bench, bench_report, tables
+from hf_masking import pictures
+from hf_masking.cli import bench, bench_report
 from hf_masking.evaluation.benchmark import Row
 
 
@@ -37,7 +38,7 @@ def test_lengths_that_were_measured_survive_one_that_fails(run, monkeypatch, tmp
 def test_missing_pictures_are_announced(present, caplog, monkeypatch, tmp_path):
     found = importlib.util.find_spec("matplotlib") if present else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    tables.warn_of_no_pictures()
+    pictures.warn_of_no_pictures()
     assert [record.message for record in caplog.records] == [
         "no pictures will be drawn: they need matplotlib; pip install 'hf-masking[plot]'"
     ] * (not present)
@@ -51,5 +52,7 @@ def test_a_picture_is_refused_before_anything_without_matplotlib(run, monkeypatc
 
 
 def test_dollars_in_a_title_are_no_formula(tmp_path):
-    tables.write_picture(tmp_path / "a.png", (2, 2), lambda axes: axes.set_title(tables.plain("a$b$")) and axes.plot(0))
+    pictures.write_picture(
+        tmp_path / "a.png", (2, 2), lambda axes: axes.set_title(pictures.plain("a$b$")) and axes.plot(0)
+    )
     assert (tmp_path / "a.png").exists()

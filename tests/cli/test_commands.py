@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_masking
 from hf_masking import from_pretrained, patch_model, perplexity
-from hf_masking.cli import compare
 from hf_masking.cli.app import COMMANDS, EXAMPLES
+from hf_masking.comparison import run as comparison_run
+from hf_masking.comparison import trials as comparison_trials
+from hf_masking.comparison.trials import Trial, try_masks
 from hf_masking.modeling.checking import generation
-from hf_masking.training import comparison
-from hf_masking.training.comparison import Trial
 
 from ..processes import ACCELERATE, launch
 from .conftest import TEXT
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_read_with_what_its_mask_has_learned(run, model_folder, 
     learned = tmp_path / "learned"
     model = patch_model(AutoModelForCausalLM.from_pretrained(model_folder), "adaptive_span:max=8,ramp=2", check=False)
     for layer in model.model.layers:
-        torch.nn.init.constant_(layer.self_attn.hf_masking.span.share, 0.25)
+        torch.nn.init.constant_(layer.self_attn.hf_masking.adaptive_span.share, 0.25)
     model.save_pretrained(learned)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(learned)
     quick = ("--data", text_file, "--context", "16", "--max-tokens", "65")
@@ -200,7 +200,7 @@ def with_a_mask_that_is_killed(experiment, trials, tell):
         if mask == "window:9":
             yield Trial(mask, seed, error="its process was killed")
         else:
-            yield from comparison.compare(experiment, [(mask, seed)], tell)
+            yield from try_masks(experiment, [(mask, seed)], tell)
 
 
 def test_compare_one_mask(run, model_folder, text_file, tmp_path):
@@ -218,7 +218,7 @@ def test_compare_one_mask(run, model_folder, text_file, tmp_path):
 
 
 def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "compare_masks", with_a_mask_that_is_killed)
+    monkeypatch.setattr(comparison_run, "try_masks", with_a_mask_that_is_killed)
     output, own = tmp_path / "out" / "report", shutil.copytree(model_folder, tmp_path / "own")
     arguments = [
         "compare", own, "--data", text_file, "--mask", "causal", "--mask", "window:9", "--context", "16",
@@ -253,7 +253,7 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypa
     assert "1/6 causal, seed 0: perplexity" in err
 
     # What is there is not measured again, and masks can be added. Here that takes no processes, which have been seen.
-    for module in (comparison, compare):
+    for module in (comparison_trials, comparison_run):
         monkeypatch.setattr(module, "in_own_process", lambda function, *arguments: function(*arguments))
     code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--mask", "window:5", "--seeds", "2")
     assert code == 2

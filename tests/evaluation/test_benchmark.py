@@ -1,7 +1,5 @@
 """The benchmark of attention: what it counts, and that it measures what it says."""
 
-import pytest
-
 from hf_masking.evaluation.benchmark import (
     DENSE_MASK,
     IS_CAUSAL,
@@ -12,7 +10,6 @@ from hf_masking.evaluation.benchmark import (
     measure,
     measure_memory,
 )
-from hf_masking.evaluation.break_even import pays_from
 
 SHAPE = Shape(length=300, heads=2, key_heads=1, head_size=8)
 
@@ -49,13 +46,3 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert rows["blockwise"].inputs_bytes == 2 * 4 * 2 * 3000 * 16 * 4
     # The reference keeps all pairs of both heads several times over, in float32.
     assert rows["reference"].extra_bytes > 2 * 3000**2 * 4 > 4 * rows["blockwise"].extra_bytes
-
-
-@pytest.mark.parametrize(
-    ("ours", "expected"),
-    [({512: 3.0, 1024: 1.0, 2048: 1.0}, 1024), ({512: 3.0, 1024: 3.0, 2048: 3.0}, None), ({512: 0.1, 2048: 0.1}, 512)],
-)
-def test_from_which_length_a_mask_pays(ours, expected):
-    rows = [Row(length, "causal", IS_CAUSAL, 0, both_seconds=[2.0]) for length in (512, 1024, 2048)]
-    rows += [Row(length, "window:16", "blockwise", 0, both_seconds=[seconds]) for length, seconds in ours.items()]
-    assert pays_from(rows, "window:16") == expected

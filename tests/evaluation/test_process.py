@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import pytest
 
@@ -26,3 +27,11 @@ def test_what_is_logged_there_is_logged_here(end, caplog, capfd):
             in_own_process(log_and, end)
     assert [record.getMessage() for record in caplog.records if record.name == "hf_masking"] == ["from afar"]
     assert not capfd.readouterr().err
+
+
+def test_each_process_is_its_own():
+    own = signal.getsignal(signal.SIGINT)
+    assert in_own_process(os.getpid) != os.getpid()
+    # Ctrl-C is for the process that a user has started, even while the other one is starting.
+    assert in_own_process(signal.getsignal, signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == own

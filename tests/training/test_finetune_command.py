@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_masking import from_pretrained
-from hf_masking.cli.console import load_tokenizer
 from hf_masking.cli.terminal import Progression
 from hf_masking.evaluation import Text, load_stream, load_text
+from hf_masking.evaluation.loading import load_tokenizer
 
 from ..cli.conftest import model_folder, run, text_file
 from ..processes import launch

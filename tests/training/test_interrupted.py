@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from hf_masking import interrupts
+from hf_masking.comparison.trials import Trial
 from hf_masking.interrupts import Interrupted
 from hf_masking.training import finetune
-from hf_masking.training.comparison import Trial
 
 from ..cli.conftest import model_folder, run, text_file
 from ..processes import ROOT
@@ -166,7 +166,7 @@ def test_an_interrupted_comparison_says_how_it_goes_on(run, model_folder, text_f
                 raise KeyboardInterrupt
             yield Trial(mask, seed, recovery={0: 9.0, 1: 8.0}, by_position=(1.0,), seconds=1.0)
 
-    monkeypatch.setattr("hf_masking.cli.compare.compare_masks", trials)
+    monkeypatch.setattr("hf_masking.comparison.run.try_masks", trials)
     command = ["compare", str(model_folder), "--data", str(text_file), "--mask", "causal", "--mask", "window:4|sinks:1"]
     command += ["--context", "16", "--longest", "0", "--output", str(tmp_path / "out")]
     finished = 0

@@ -1,7 +1,8 @@
-"""A comparison as tables and pictures."""
+"""Write a comparison as tables and pictures."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.density import MOST_TOKENS
-from ..training.comparison import Trial
-from ..training.summary import Figure, Summary, segments
-from . import tables
+from ..files import write_json
+from ..machine import describe_machine
+from ..pictures import plain, write_picture
+from ..tables import Grid, write_markdown
+from .results import Figure, MaskResult, results_by_mask, segments
+from .trials import Trial
 
 MEBI = 2**20
 _POINTS = 16  # of a line of losses by position
@@ -20,33 +24,40 @@ _NONE = "-"
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of some masks; the first one is what the others are compared with.
+    """The results of some masks; all are compared with the first one.
 
-    pays_from: by mask, the length from which on it is faster than dense attention; None up to ``longest``.
-    runs: by mask, what its rows are called where that is not its spec: masks by layer, a window of the model's own.
+    pays_from: break-even length of each mask; None if it is not faster than dense attention up to ``longest``.
+    labels: the name of each mask's rows where it is not the spec: masks by layer, the model's own window.
+    description: what makes the comparison itself, for the JSON.
     """
 
     title: str
     context: int
-    summaries: Sequence[Summary]
+    masks: Sequence[str]
+    trials: Sequence[Trial]
     pays_from: dict[str, int | None]
     longest: int
-    runs: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    description: Mapping[str, Any] = field(default_factory=dict)
 
-    def name(self, mask: Summary) -> str:
-        return self.runs.get(mask.mask, mask.mask)
+    @functools.cached_property
+    def results(self) -> list[MaskResult]:
+        return results_by_mask(self.masks, self.trials)
+
+    def name(self, mask: MaskResult) -> str:
+        return self.labels.get(mask.mask, mask.mask)
 
     @property
-    def measured(self) -> list[Summary]:
-        return [mask for mask in self.summaries if mask.trials]
+    def measured(self) -> list[MaskResult]:
+        return [mask for mask in self.results if mask.trials]
 
     @property
     def parts(self) -> list[range]:
         return segments(self.context)
 
-    def quality(self) -> tables.Grid:
-        """Perplexity, speed and memory."""
-        columns: dict[str, Callable[[Summary], str]] = {
+    def quality(self) -> Grid:
+        """Return the table of perplexity, speed and memory."""
+        columns: dict[str, Callable[[MaskResult], str]] = {
             "density": lambda mask: _number(mask.median("density"), "{:.1%}"),
             "perplexity\npatched": lambda mask: f"{mask.trials[0].patched:.2f}",
             "perplexity\nfine-tuned": lambda mask: _figure(mask.finetuned, "{:.2f}"),
@@ -56,10 +67,10 @@ class Report:
         }
         return self._grid(columns)
 
-    def details(self) -> tables.Grid:
-        """What is lost against the first mask, the loss by position, the cache, and the length from which it pays."""
-        first = self.summaries[0]
-        columns: dict[str, Callable[[Summary], str]] = {
+    def details(self) -> Grid:
+        """Return the table of the excess perplexity, the loss by position, the cache and the break-even length."""
+        first = self.results[0]
+        columns: dict[str, Callable[[MaskResult], str]] = {
             f"above\n{first.mask}": lambda mask: _NONE if mask is first else _figure(mask.excess(first), "{:+.2%}"),
         }
         for part in self.parts:
@@ -68,52 +79,67 @@ class Report:
         columns["pays\nfrom"] = self._pays_from
         return self._grid(columns)
 
-    def _pays_from(self, mask: Summary) -> str:
+    def _pays_from(self, mask: MaskResult) -> str:
         if mask.mask not in self.pays_from:
             return _NONE
         length = self.pays_from[mask.mask]
         return f"> {self.longest:,}" if length is None else f"{length:,}"
 
-    def _grid(self, columns: dict[str, Callable[[Summary], str]]) -> tables.Grid:
+    def _grid(self, columns: dict[str, Callable[[MaskResult], str]]) -> Grid:
         rows = []
-        for mask in self.summaries:
+        for mask in self.results:
             if mask.trials:
                 rows.append([self.name(mask), *(cell(mask) for cell in columns.values())])
             else:
                 rows.append([self.name(mask), "failed", *[""] * (len(columns) - 1)])
-        return tables.Grid(("mask", *columns), rows)
+        return Grid(("mask", *columns), rows)
 
     def failures(self) -> list[str]:
-        """What stopped the masks of which a trial failed, a line for each."""
-        return [f"{self.name(mask)} failed: {mask.error}" for mask in self.summaries if mask.error]
+        """Return one line per mask with a failed trial: its error."""
+        return [f"{self.name(mask)} failed: {mask.error}" for mask in self.results if mask.error]
 
-    def write(self, folder: Path) -> None:
-        """report.md, and the pictures speed.png, recovery.png and positions.png."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write report.json, report.md and the pictures speed, recovery and positions; return what was written."""
+        figures = folder / "report.json"
+        write_json(figures, self.document())
         grids = self.quality().markdown(), self.details().markdown()
-        tables.write_markdown(folder / "report.md", self.title, *grids, *self.failures(), self.legend())
-        tables.write_picture(folder / "speed.png", (8, 4), self._draw_speed)
-        tables.write_picture(folder / "recovery.png", (8, 4), self._draw_recovery)
+        page = folder / "report.md"
+        write_markdown(page, self.title, *grids, *self.failures(), self.legend())
+        written = [figures, page]
+        written += write_picture(folder / "speed.png", (8, 4), self._draw_speed)
+        written += write_picture(folder / "recovery.png", (8, 4), self._draw_recovery)
         if len(self.measured) > 1:
-            tables.write_picture(folder / "positions.png", (8, 4), self._draw_positions)
-        else:
-            # There is nothing to compare; a picture of an earlier comparison would be another's.
-            (folder / "positions.png").unlink(missing_ok=True)
+            return written + write_picture(folder / "positions.png", (8, 4), self._draw_positions)
+        # A single mask has nothing to be compared with, and a picture of an earlier comparison would mislead.
+        (folder / "positions.png").unlink(missing_ok=True)
+        return written
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            **self.description,
+            "machine": describe_machine(),
+            "seconds": sum(trial.seconds or 0 for trial in self.trials),  # those of earlier runs included
+            "pays_from": self.pays_from,
+            "runs": dict(self.labels),
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
 
     def legend(self) -> str:
-        """How to read the tables."""
-        seeds = max(len(mask.trials) for mask in self.summaries)
+        """Return how to read the tables."""
+        seeds = max(len(mask.trials) for mask in self.results)
         spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", of one seed"
-        shortened = f"; density: of masks that look at the content, of {MOST_TOKENS:,} tokens"
+        shortened = f"; density of adaptive masks: over the first {MOST_TOKENS:,} tokens"
         return (
-            f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {self.summaries[0].mask}: "
-            "perplexity, paired by seed; loss: nats a token after fine-tuning, by the number of tokens read before; "
-            "cache: bytes that it holds after a context, its spare room included, over those of all keys and values; "
-            "pays from: tokens from which on attention, forward and backward, is faster than dense causal attention "
-            "(not looked for where the content decides)."
+            f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {self.results[0].mask}: "
+            "relative excess in perplexity, paired by seed; loss: nats per token after fine-tuning, by the number of "
+            "tokens before the prediction; cache: bytes held after one context, spare room included, over those of "
+            "all keys and values; pays from: break-even length, the number of tokens from which attention, forward "
+            "and backward, is faster than dense causal attention (not measured for adaptive masks)."
         )
 
     def _draw_positions(self, axes: Any) -> None:
-        """How much loss a mask costs at each place of a context."""
+        """Plot the loss of each mask above the first one, by position in the context."""
         first, *others = self.measured
         width = max(1, self.context // _POINTS)
         places = [range(start, min(start + width, self.context)) for start in range(0, self.context, width)]
@@ -125,11 +151,11 @@ class Report:
                 if mine is not None and theirs is not None
             ]
             axes.plot([place for place, _ in known], [loss for _, loss in known], "-", label=self.name(mask))
-        axes.set(title=tables.plain(self.title), xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
+        axes.set(title=plain(self.title), xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
         axes.grid(alpha=0.3)
 
     def _draw_speed(self, axes: Any) -> None:
-        """Perplexity after fine-tuning against training speed."""
+        """Plot the perplexity after fine-tuning against training speed."""
         for mask in self.measured:
             figure = mask.finetuned
             axes.errorbar(
@@ -137,7 +163,7 @@ class Report:
                 label=self.name(mask),
             )  # fmt: skip
         axes.set(
-            title=tables.plain(self.title),
+            title=plain(self.title),
             xlabel="tokens/s, training",
             ylabel="perplexity, fine-tuned (lower is better)",
         )
@@ -145,7 +171,7 @@ class Report:
         _by_ratio(axes)
 
     def _draw_recovery(self, axes: Any) -> None:
-        """Perplexity against steps of fine-tuning."""
+        """Plot the perplexity against steps of fine-tuning."""
         for mask in self.measured:
             points = mask.recovery
             axes.errorbar(
@@ -153,11 +179,12 @@ class Report:
                 yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4,
                 label=self.name(mask),
             )  # fmt: skip
-        axes.set(title=tables.plain(self.title), xlabel="steps of fine-tuning", ylabel="perplexity")
+        axes.set(title=plain(self.title), xlabel="steps of fine-tuning", ylabel="perplexity")
         _by_ratio(axes)
 
 
 def progress(trial: Trial, number: int, total: int) -> str:
+    """Return one line about a finished trial."""
     head = f"{number}/{total} {trial.mask}, seed {trial.seed}"
     if trial.error:
         return f"{head}: failed: {trial.error}"
@@ -167,7 +194,7 @@ def progress(trial: Trial, number: int, total: int) -> str:
 
 
 def _by_ratio(axes: Any) -> None:
-    """Perplexities from close to the best one to many times it, each told from its neighbours."""
+    """Use a logarithmic axis: perplexities may be close to the best one or many times it."""
     axes.set_yscale("log")
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which("{x:g}")
@@ -185,10 +212,10 @@ def _figure(figure: Figure | None, form: str) -> str:
     return form.format(figure.mean) + spread
 
 
-def _loss(mask: Summary, positions: range) -> str:
+def _loss(mask: MaskResult, positions: range) -> str:
     return _number(mask.loss(positions), "{:.3f}")
 
 
-def _share_of_the_cache(mask: Summary) -> str:
+def _share_of_the_cache(mask: MaskResult) -> str:
     held, full = mask.median("cache_bytes"), mask.median("full_cache_bytes")
     return _NONE if held is None or not full else f"{held / full:.0%}"

@@ -1,4 +1,4 @@
-"""What masks do to a model and what they cost: for each mask and seed the same batches, in a process of its own."""
+"""Try masks on a model: each mask and seed gets the same batches, in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..evaluation import CacheSize, Perplexity, cache_size, in_own_process, peak_memory, perplexity, realised_density
 from ..modeling import evaluating, load, patch_model
-from .loop import finetune
-from .settings import TrainingSettings
+from ..training.loop import finetune
+from ..training.settings import TrainingSettings
 
 Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all trials share: model, tokens, evaluation windows and training.
+    """Hold what all trials share: model, tokens, evaluation windows and training.
 
-    train_ids, eval_ids: token ids as arrays of NumPy, which go to another process without a file or shared memory.
-    settings: of the fine-tuning; each ``eval_every`` steps there is a point of the recovery curve.
+    train_ids, eval_ids: token ids as NumPy arrays, which go to another process without a file or shared memory.
+    settings: of the fine-tuning; every ``eval_every`` steps there is a point of the recovery curve.
     """
 
     model: str
@@ -45,11 +45,11 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured of a mask under a seed; ``error`` says why there are no numbers.
+    """Hold the measurements of a mask under one seed; ``error`` says why there are none.
 
-    recovery: perplexity by steps of fine-tuning; at 0 the mask has just been put into the model.
-    by_position: loss after fine-tuning in nats, for each number of tokens read before the prediction, less one.
-    cache_bytes: of a cache that has read one context; full_cache_bytes: of one that forgets nothing.
+    recovery: perplexity by steps of fine-tuning; at 0 the model has just been patched.
+    by_position: loss in nats after fine-tuning; entry i is for predictions after i + 1 tokens.
+    cache_bytes: of a cache that has read one context; full_cache_bytes: of one that retains every key.
     """
 
     mask: str
@@ -68,32 +68,32 @@ class Trial:
 
     @property
     def patched(self) -> float:
-        """Perplexity before fine-tuning."""
+        """Return the perplexity before fine-tuning."""
         return self.recovery[0]
 
     @property
     def finetuned(self) -> float:
-        """Perplexity after it."""
+        """Return the perplexity after fine-tuning."""
         return self.recovery[max(self.recovery)]
 
 
-def compare(experiment: Experiment, trials: Iterable[tuple[str, int]], tell: Tell | None = None) -> Iterator[Trial]:
-    """Tries masks under seeds, one after the other, each in a process of its own: its peak memory is its own.
+def try_masks(experiment: Experiment, trials: Iterable[tuple[str, int]], tell: Tell | None = None) -> Iterator[Trial]:
+    """Try masks under seeds, one after the other, each in its own process, so that peak memory is measured right.
 
     Parameters:
-        tell: called in that process with the mask and each line of its training log; must be picklable.
+        tell: called in that process with the mask and each record of its training; must be picklable.
     """
     for mask, seed in trials:
         try:
             yield in_own_process(measure, experiment, mask, seed, tell)
         except BrokenProcessPool:
             yield Trial(mask, seed, error="its process was killed (most often: out of memory)")
-        except Exception as error:  # whatever it is, its row says so and the others go on
+        except Exception as error:  # whatever it is, it is reported and the others go on
             yield Trial(mask, seed, error=next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = None) -> Trial:
-    """Patches, evaluates, fine-tunes and evaluates again."""
+    """Patch the model, evaluate it, fine-tune it and evaluate it again."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     train_ids, eval_ids = torch.from_numpy(experiment.train_ids), torch.from_numpy(experiment.eval_ids)
@@ -110,7 +110,7 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         seconds.append(time.perf_counter() - before)
         return evaluations[-1]
 
-    # One context warms up; the first evaluation, before training, is the one whose time counts.
+    # One context warms up; the first evaluation, before training, is the timed one.
     _evaluate(model, eval_ids[: settings.context + 1], experiment)
     cache = _cache_of_a_context(model, eval_ids[: settings.context])
     on_record = None if tell is None else functools.partial(tell, mask)
@@ -147,7 +147,7 @@ def _evaluate(model: PreTrainedModel, token_ids: Tensor, experiment: Experiment)
 def _cache_of_a_context(model: PreTrainedModel, token_ids: Tensor) -> CacheSize:
     cache = DynamicCache(config=model.config)
     with evaluating(model):
-        # Token by token at the end, as in decoding: what a mask forgets goes when room is made for the next ones.
+        # The last token comes alone, as in decoding: keys are evicted when room is made for the next ones.
         model(token_ids[None, :-1].to(model.device), past_key_values=cache, use_cache=True)
         model(token_ids[None, -1:].to(model.device), past_key_values=cache, use_cache=True)
     return cache_size(cache)

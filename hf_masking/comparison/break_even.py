@@ -1,4 +1,4 @@
-"""From which length on attention under a mask is faster than dense causal attention."""
+"""Find the length from which attention under a mask is faster than dense causal attention."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..evaluation.benchmark import IS_CAUSAL, Contender, Row, Shape, measure
 from ..spec import parse_mask
-from .benchmark import IS_CAUSAL, Contender, Row, Shape, measure
 
 _SHORTEST = 256
 
 
 def break_even(masks: Sequence[str], shape: Shape, longest: int, rounds: int = 3) -> dict[str, int | None]:
-    """For each mask the least length, of 256, 512, ... up to ``longest``, from which on it pays, forward and backward.
+    """Return the break-even length of each mask, forward and backward: 256, 512, ... up to ``longest``, or None.
 
-    None where it does not pay up to there; nothing at all if ``longest`` is below the least. Masks that look at the
-    content are left out: what they cost depends on it.
+    Adaptive masks are left out, because their cost depends on the content. If ``longest`` is below 256 there is no
+    entry at all.
     """
     if longest < _SHORTEST:
         return {}
@@ -31,7 +31,7 @@ def break_even(masks: Sequence[str], shape: Shape, longest: int, rounds: int = 3
 
 
 def pays_from(rows: Sequence[Row], mask: str) -> int | None:
-    """The least measured length from which on training under the mask is faster than dense causal attention."""
+    """Return the least measured length from which training under the mask is faster than dense causal attention."""
     rival = {row.length: row.both for row in rows if row.backend == IS_CAUSAL and row.both}
     ours = {row.length: row.both for row in rows if row.mask == mask and row.backend == "blockwise" and row.both}
     for row in rows:

@@ -1,4 +1,4 @@
-"""A small LLaMA-style model of Python source, trained here: something real to compare masks on, without a download."""
+"""Train a small LLaMA-style model on Python source: a real model to compare masks on, without a download."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from ..evaluation import Text, encode
 from ..files import written_aside
 from ..modeling import outline
-from .loop import finetune
-from .settings import TrainingSettings
+from ..training.loop import finetune
+from ..training.settings import TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a small model is made of, and how it is trained.
+    """Say what a small model consists of and how it is trained.
 
     shape: arguments of `LlamaConfig`.
     """
@@ -56,7 +56,7 @@ SMALL = Recipe(
 
 
 def cache_folder() -> Path:
-    """Where trained models are kept: $HF_MASKING_CACHE, else hf_masking in the user's cache folder."""
+    """Return where trained models are kept: $HF_MASKING_CACHE, or hf_masking in the user's cache folder."""
     if "HF_MASKING_CACHE" in os.environ:
         return Path(os.environ["HF_MASKING_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_masking"
@@ -68,9 +68,9 @@ def small_model(
     on_record: Callable[[dict[str, Any]], None] | None = None,
     recipe: Recipe = SMALL,
 ) -> Path:
-    """The folder of the model for this text, trained now unless that was done before.
+    """Return the folder of the model for this text, and train it first unless that was done before.
 
-    An interrupted training goes on from its last checkpoint.
+    An interrupted training continues from its last checkpoint.
     """
     run = cache_folder() / f"small-llama-{_fingerprint(recipe, train, held_out)}"
     finished = run / "finished"
@@ -94,7 +94,7 @@ def small_model(
 
 
 def small_outline(recipe: Recipe = SMALL) -> PreTrainedModel:
-    """The model without its weights, before it is trained."""
+    """Return the model without weights, as it is before training."""
     return outline(_config(recipe, None))
 
 
@@ -110,7 +110,7 @@ def _config(recipe: Recipe, eos_token_id: int | None) -> LlamaConfig:
 
 
 def _fingerprint(recipe: Recipe, train: Text, held_out: Text) -> str:
-    """Of what makes the model: an option that came later, and is left at its default, does not."""
+    """Return a digest of what makes the model, without settings at their defaults: new ones change nothing."""
     settings = {
         option.name: value
         for option in dataclasses.fields(recipe.settings)
@@ -121,7 +121,7 @@ def _fingerprint(recipe: Recipe, train: Text, held_out: Text) -> str:
 
 
 def _tokenizer(text: Text, vocabulary: int, path: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the text, kept in a file: a resumed training must cut the text as before."""
+    """Return a byte-level BPE tokenizer of the text, kept in a file: a resumed training must tokenize alike."""
     if not path.exists():
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,8 +1,8 @@
-"""The folder of a comparison: what it is, and its trials, each written when it is done.
+"""Keep the finished trials of a comparison in its folder.
 
-run.json      what is compared, and how; a comparison goes on only as itself
-trials/       a file for each mask and seed
-report.*      written anew at the end: tables, figures and, beside them, pictures
+run.json      what is compared, and how; only the same comparison can resume
+trials/       one file per mask and seed
+report.*      rewritten at the end: tables, figures and pictures
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, written_aside
-from .claimed_folder import ClaimedFolder
-from .comparison import Trial
+from ..training.claimed_folder import ClaimedFolder
+from .trials import Trial
 
 
 class ComparisonFolder(ClaimedFolder):
-    """Trials that a kill does not lose."""
+    """A folder of trials, each written as soon as it is finished."""
 
     parts = ("run.json", "trials")
 
@@ -28,11 +28,11 @@ class ComparisonFolder(ClaimedFolder):
         self.trials = path / "trials"
 
     def is_worth_keeping(self) -> bool:
-        """Whether a trial has been finished."""
+        """Return whether a trial has been finished."""
         return any(self.trials.glob("*.json"))
 
     def find(self, mask: str, seed: int) -> Trial | None:
-        """A trial that was finished before; a ValueError if its file is damaged."""
+        """Return a trial that was finished earlier, or None; raise a ValueError if its file is damaged."""
         path = self._path(mask, seed)
         if not path.exists():
             return None
@@ -43,23 +43,24 @@ class ComparisonFolder(ClaimedFolder):
             raise ValueError(f"{path} holds no finished trial of {mask}, seed {seed} ({error}); {remedy}") from None
 
     def keep(self, trial: Trial) -> None:
+        """Write a trial."""
         with written_aside(self._path(trial.mask, trial.seed)) as aside:
             aside.write_text(json.dumps(dataclasses.asdict(trial)) + "\n")
 
     def _path(self, mask: str, seed: int) -> Path:
-        # A spec is no file name.
+        # A spec cannot be a file name.
         return self.trials / f"{hashlib.sha256(mask.encode()).hexdigest()[:12]}-seed-{seed}.json"
 
 
 def _trial(held: dict[str, Any], mask: str, seed: int) -> Trial:
-    """The trial that a file holds; a TypeError or AttributeError if it holds something else."""
+    """Return the trial in a file; raise a TypeError or AttributeError if the file holds something else."""
     names = {field.name for field in dataclasses.fields(Trial)}
     if wrong := sorted(held.keys() ^ names):
         raise TypeError(f"missing or unknown: {', '.join(wrong)}")
     for name in names - {"mask", "recovery", "by_position", "error"}:
         if not isinstance(held[name], (int, float, type(None))):
             raise TypeError(f"{name} must be a number, got {held[name]!r}")
-    # JSON has only strings for keys.
+    # Keys in JSON are strings.
     recovery = {int(step): float(perplexity) for step, perplexity in held.pop("recovery").items()}
     trial = Trial(**held | {"recovery": recovery, "by_position": tuple(held["by_position"])})
     if (trial.mask, trial.seed) != (mask, seed) or not recovery:

@@ -1,4 +1,4 @@
-"""What the trials of a mask come to: means, and how much they differ from seed to seed."""
+"""Summarize the trials of each mask: means, and standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .comparison import Trial
+from .trials import Trial
 
-_BEGINNING = 64  # tokens, of which little can be said from context
+_BEGINNING = 64  # tokens that have little context to be predicted from
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over seeds, and their standard deviation; None for a single seed."""
+    """A mean over seeds and its standard deviation, which is None for a single seed."""
 
     mean: float
     deviation: float | None
@@ -26,8 +26,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The trials of a mask that came to an end, and what stopped the first of the others."""
+class MaskResult:
+    """The finished trials of a mask, and the error of the first one that failed."""
 
     mask: str
     trials: tuple[Trial, ...]
@@ -35,43 +35,43 @@ class Summary:
 
     @property
     def finetuned(self) -> Figure:
-        """Perplexity after fine-tuning."""
+        """Return the perplexity after fine-tuning."""
         return Figure.of([trial.finetuned for trial in self.trials])
 
     @property
     def recovery(self) -> dict[int, Figure]:
-        """Perplexity by steps of fine-tuning."""
+        """Return the perplexity by steps of fine-tuning."""
         return {step: Figure.of([trial.recovery[step] for trial in self.trials]) for step in self.trials[0].recovery}
 
-    def excess(self, other: Summary) -> Figure | None:
-        """By which share its perplexity is above that of another mask, paired by seed; None if they share none."""
+    def excess(self, other: MaskResult) -> Figure | None:
+        """Return the relative excess in perplexity over another mask, paired by seed; None without a common seed."""
         theirs = {trial.seed: trial.finetuned for trial in other.trials}
         shares = [trial.finetuned / theirs[trial.seed] - 1 for trial in self.trials if trial.seed in theirs]
         return Figure.of(shares) if shares else None
 
     def loss(self, positions: range) -> float | None:
-        """Mean loss in nats at these positions of a context; None where nothing was scored."""
+        """Return the mean loss in nats at these positions of a context; None where nothing was scored."""
         means = (_mean([trial.by_position[place] for place in positions]) for trial in self.trials)
         return _mean(list(means))
 
     def median(self, field: str) -> float | None:
-        """Of a measured number."""
+        """Return the median of a field over the trials; None where nothing was measured."""
         values = [value for trial in self.trials if (value := getattr(trial, field)) is not None]
         return statistics.median(values) if values else None
 
 
-def summarize(masks: Sequence[str], trials: Sequence[Trial]) -> list[Summary]:
-    """In the order of the masks."""
-    summaries = []
+def results_by_mask(masks: Sequence[str], trials: Sequence[Trial]) -> list[MaskResult]:
+    """Return one result per mask, in the order of the masks."""
+    results = []
     for mask in masks:
         own = [trial for trial in trials if trial.mask == mask]
         error = next((trial.error for trial in own if trial.error), None)
-        summaries.append(Summary(mask, tuple(trial for trial in own if trial.error is None), error))
-    return summaries
+        results.append(MaskResult(mask, tuple(trial for trial in own if trial.error is None), error))
+    return results
 
 
 def segments(context: int) -> list[range]:
-    """The first tokens of a context, then the rest of its first quarter and the other three."""
+    """Return the parts of a context that the report tells apart: its first tokens, then its four quarters."""
     first = min(_BEGINNING, math.ceil(context / 8))
     edges = sorted({0, first, *(context * quarter // 4 for quarter in range(1, 5))})
     return [range(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -1,0 +1,98 @@
+"""Load models and tokenizers by name; every failure is one sentence that says what to type."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling import base_model_of, load, vocabulary_of
+
+_LONGEST_REASON = 250  # characters
+
+
+def silence_libraries() -> None:
+    """Turn off the progress bars and the advice of Transformers and accelerate."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedModel:
+    """Load a causal language model from a folder or the hub, with the mask that its checkpoint carries, if any.
+
+    Parameters:
+        place: move it to the GPU if there is one.
+        options: passed to `from_pretrained`.
+    """
+    model = _load(functools.partial(load, **options), name, "model")
+    return model.to("cuda") if place and torch.cuda.is_available() else model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, or that of an adapter's base model."""
+    return _load(_tokenizer, name, "tokenizer")
+
+
+def refuse_adapter(name: str) -> None:
+    """Raise a ValueError for an adapter: only whole models are trained."""
+    if base_model_of(name) is not None:
+        raise ValueError(
+            f"{name} is an adapter, and whole models are trained here; merge it: hf_masking.from_pretrained({name!r})"
+            ".merge_and_unload().save_pretrained(FOLDER)"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError for a tokenizer of another model: some of its tokens have no embedding."""
+    # Added tokens do not count: Gemma 3's tokenizer has one for images, which its text models lack.
+    if tokenizer.vocab_size > vocabulary_of(model):
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the model has embeddings for "
+            f"{vocabulary_of(model):,}; use the model's own tokenizer"
+        )
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
+    """Return the BOS token to put before every window, or None; by default do as the tokenizer does."""
+    if wanted is None:
+        wanted = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if wanted and tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no BOS token; leave --bos out")
+    return tokenizer.bos_token_id if wanted else None
+
+
+def _tokenizer(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception:
+        # An adapter may have been saved without a tokenizer.
+        if (base := base_model_of(name)) is None:
+            raise
+    return AutoTokenizer.from_pretrained(base)
+
+
+def _load(read: Callable[[str], Any], name: str, what: str) -> Any:
+    try:
+        return read(name)
+    except Exception as error:  # a damaged checkpoint raises whatever its format's library raises
+        reason = _reason(error)
+        where = "a folder here, but:" if Path(name).is_dir() else "neither a folder here nor reachable on the hub:"
+        raise ValueError(
+            f"no {what} can be loaded from {name!r} ({where} {reason}); give a folder that save_pretrained wrote, "
+            "or a hub id"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return a library's message on one line, without its advice to Python users."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."
