@@ -12,9 +12,7 @@ from hf_masking import parse_mask
 from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS, Offsets, Spans
 
-from .snippets import blocks, commands, model_folder, run, run_small, text_file, workplace
-
-__all__ = ["model_folder", "run", "text_file", "workplace"]
+from .snippets import blocks, commands, run_small
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -12,9 +12,7 @@ from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS
 
 from .processes import PYTHON, launch
-from .snippets import blocks, commands, model_folder, run, run_small, text_file, workplace
-
-__all__ = ["model_folder", "run", "text_file", "workplace"]
+from .snippets import blocks, commands, run_small
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -21,7 +21,7 @@ from transformers import (
     T5Config,
 )
 
-from .conftest import TEXT
+from ..conftest import TEXT
 
 LLAMA = LlamaConfig(vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}

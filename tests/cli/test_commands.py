@@ -20,8 +20,8 @@ from hf_masking.comparison import trials as comparison_trials
 from hf_masking.comparison.trials import Trial, try_masks
 from hf_masking.modeling.checking import generation
 
+from ..conftest import TEXT
 from ..processes import ACCELERATE, launch
-from .conftest import TEXT
 
 QUICK = ("--context", "16", "--steps", "3", "--batch-size", "4", "--warmup-steps", "1", "--eval-tokens", "65")
 

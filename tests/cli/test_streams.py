@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from .conftest import TEXT
+from ..conftest import TEXT
 
 SMALL = ("--context", "16", "--max-tokens", "65")
 

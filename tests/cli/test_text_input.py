@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from hf_masking.evaluation import encode, load_stream, load_text
 
-from .conftest import TEXT
+from ..conftest import TEXT
 
 BOM = "\ufeff"
 NOT_UTF_8 = "ab\udcff"  # what Python makes of a byte of the command line that is not UTF-8

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_masking.comparison.small_model import SMALL, Recipe, small_model
 from hf_masking.evaluation import Text
 
-from ..cli.conftest import TEXT
+from ..conftest import TEXT
 
 
 class KilledError(Exception):

@@ -9,9 +9,7 @@ import torch
 
 from hf_masking.evaluation import Text, encode, load_text
 
-from ..cli.conftest import TEXT, model_folder
-
-__all__ = ["model_folder"]
+from ..conftest import TEXT
 
 
 def test_a_file_and_a_folder(tmp_path):

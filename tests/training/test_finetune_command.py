@@ -14,10 +14,7 @@ from hf_masking.cli.terminal import Progression
 from hf_masking.evaluation import Text, load_stream, load_text
 from hf_masking.evaluation.loading import load_tokenizer
 
-from ..cli.conftest import model_folder, run, text_file
 from ..processes import launch
-
-__all__ = ["model_folder", "run", "text_file"]
 
 QUICK = ["--context", "16", "--steps", "4", "--batch-size", "4", "--eval-every", "2", "--checkpoint-every", "2"]
 QUICK += ["--warmup-steps", "1", "--eval-tokens", "65", "--mask", "window:4|sinks:1"]

@@ -17,12 +17,10 @@ from hf_masking.comparison.trials import Trial
 from hf_masking.interrupts import Interrupted
 from hf_masking.training import finetune
 
-from ..cli.conftest import model_folder, run, text_file
 from ..processes import ROOT
 from .test_damage import train
 from .test_finetune import EVAL, SETTINGS, TRAIN, model
 
-__all__ = ["model_folder", "run", "text_file"]
 HANDLERS = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
 
 

@@ -26,11 +26,8 @@ from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.caching import layer as cache_layer
 from hf_masking.modeling.caching.layer import MaskedLayer
 
-from ...cli.conftest import model_folder
 from ...masks.oracle import matrix
 from ..families import CONFIGS, MASKS, build, tokens
-
-__all__ = ["model_folder"]
 
 LENGTH = 21
 CAUSAL_MASKS = [mask for mask in MASKS if not mask.startswith("block_causal")]
