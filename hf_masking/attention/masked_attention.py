@@ -68,7 +68,8 @@ def masked_attention(
     options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sink_logits, "scale": scale}
     described = _as_documents(documents, query.shape[0], query.shape[2], key.shape[2], query.device)
     if torch.compiler.is_compiling():
-        name = None if described.scattered else _name_of(str(mask))
+        # Features of a mask that takes none are refused outside.
+        name = None if described.scattered or features else _name_of(mask)
         if name is not None:
             return compiled.attend(query, key, value, name, described.encode(), backend=backend, **options)
         return _outside(query, key, value, mask, described, backend=backend, features=features, **options)
@@ -86,8 +87,8 @@ def _outside(
 
 
 @torch.compiler.assume_constant_result
-def _name_of(spec: str) -> str | None:
-    return operators.name_of(parse_mask(spec))
+def _name_of(mask: Mask | str) -> str | None:
+    return operators.name_of(parse_mask(mask))
 
 
 def _as_documents(

@@ -226,12 +226,14 @@ def _own_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
 
 def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[AdaptiveMask, nn.Module]]) -> None:
     wanted = patch.settings
+    # Layers with one mask share one object: by it the compiler tells their graphs apart.
+    layer_mask = functools.cache(lambda mask: LayerMask(mask, patch.backend, wanted.replace_model_window))
     for module in list(_decoder(model, False)):
         layer = getattr(module, "layer_idx", None)
         if not isinstance(layer, int) or interface.is_cross_attention(module):
             continue
         mask = wanted.mask_of(layer)
-        interface.attach(module, LayerMask(mask, patch.backend, wanted.replace_model_window))
+        interface.attach(module, layer_mask(mask))
         if mask.is_adaptive and _is_attention(module):
             shape = shape_of(pretrained(model).config, layer)
             patch.learned[layer], added = features.attach(module, mask, shape, before.get(layer, {}))

@@ -3,13 +3,15 @@
 import os
 import shutil
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from hf_masking import parse_mask
+from hf_masking.adaptive import Features
 from hf_masking.attention import BACKENDS, masked_attention, operators
-from hf_masking.masks import SlidingWindow
+from hf_masking.masks import Offsets, SlidingWindow
 from hf_masking.plan import Documents
 
 SHORT, LONG = 40, 150  # the graph itself computes up to 2^14 pairs
@@ -174,6 +176,34 @@ class Namesake(SlidingWindow):
 
     def allows(self, q, k):
         return super().allows(q, k) & (k != 3)
+
+
+@dataclass(frozen=True)
+class Unregistered(SlidingWindow):
+    """A mask that no spec can name."""
+
+    name: ClassVar[str] = "unregistered"
+
+
+@pytest.mark.parametrize("mask", [Namesake(9), Unregistered(9), Offsets(tuple(range(0, 9000, 4)))])
+def test_a_mask_is_itself_and_not_what_its_text_says(mask):
+    """A subclass that prints alike, a name that is not registered, and a text too long to be parsed."""
+    compiled = torch.compile(lambda *x: masked_attention(*x, mask), backend="eager", fullgraph=True)
+    tensors = inputs(SHORT, learn=False)
+    torch.testing.assert_close(compiled(*tensors), masked_attention(*tensors, mask))
+
+
+def test_each_call_of_a_graph_has_its_own_mask():
+    compiled = torch.compile(lambda mask, *x: masked_attention(*x, mask), backend="eager", fullgraph=True)
+    tensors = inputs(SHORT, learn=False)
+    for mask in (SlidingWindow(9), Namesake(9), SlidingWindow(8), "window:9", "window:9|sinks:1", SlidingWindow(9)):
+        torch.testing.assert_close(compiled(mask, *tensors), masked_attention(*tensors, mask))
+
+
+def test_features_that_a_mask_does_not_take_are_refused():
+    compiled = torch.compile(attending(features=[Features(torch.ones(2, 4, SHORT, 1))]), backend="eager")
+    with pytest.raises(ValueError, match="takes no features"):
+        compiled(*inputs(SHORT))
 
 
 def test_masks_that_print_alike_have_different_names():

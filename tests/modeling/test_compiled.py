@@ -1,14 +1,16 @@
 """Patched models under `torch.compile`."""
 
 import logging
+from dataclasses import dataclass
 from unittest import mock
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, LlamaForCausalLM, StaticCache
 
 from hf_masking import patch_model, unpatch_model
 from hf_masking.attention import blockwise
+from hf_masking.masks import SlidingWindow
 
 from .families import CONFIGS, build, tokens
 from .test_adaptive import model_of
@@ -31,6 +33,36 @@ def padding(rows, length):
     mask = torch.ones(rows, length, dtype=torch.long)
     mask[1, :3] = 0
     return mask
+
+
+@dataclass(frozen=True)
+class HalfWindow(SlidingWindow):
+    """Prints as a window does, and is another mask."""
+
+    def strips(self):
+        return SlidingWindow(self.window // 2).strips()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@torch.no_grad()
+def test_a_model_is_compiled_with_the_mask_that_it_has(family):
+    """Patched anew, it runs another graph; two masks may print alike."""
+    model, ids = patch_model(build(family), HalfWindow(8), check=False), tokens(2, 20)
+    compiled = one_graph(model, backend="eager")
+    for mask in (HalfWindow(8), SlidingWindow(8), "window:8|sinks:1", HalfWindow(8)):
+        patch_model(unpatch_model(model), mask, check=False)
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_layers_that_are_compiled_one_by_one_share_a_graph():
+    """The compiler gives up after 8 graphs of one function."""
+    config = type(CONFIGS["llama"])(**CONFIGS["llama"].to_dict() | {"num_hidden_layers": 12})
+    model, ids = patch_model(LlamaForCausalLM(config).eval(), SPEC, check=False), tokens(2, 20)
+    expected = model(ids, use_cache=False).logits
+    for layer in model.model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(ids, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

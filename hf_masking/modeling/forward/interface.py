@@ -8,7 +8,7 @@ import operator
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +19,6 @@ from ...adaptive import Features
 from ...attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
 from ...masks import Causal, Mask
 from ...plan import Documents
-from ...spec import parse_mask
 from .. import batch
 from ..base_model.own_window import OwnWindow
 from ..caching.layer import MaskedLayer, layer_of
@@ -60,11 +59,6 @@ class LayerMask:
     mask: Mask
     backend: str = "auto"
     replace_model_window: bool = False
-    spec: str = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # A compiler that has not looked into the mask notices another one by its spec.
-        object.__setattr__(self, "spec", str(self.mask))
 
     def under(self, sliding_window: int | None) -> Mask:
         """Return the mask as it is in a layer with such a window of the model's own."""
@@ -228,7 +222,7 @@ def _attend_compiled(
     sliding_window: int | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    name = _name_of(layer_mask.spec, layer_mask.replace_model_window, sliding_window)
+    name = _name_of(layer_mask, sliding_window)
     running = batch.current()
     asked = _recorder.calls is not None or (running is not None and running.attentions)
     if name is None or _cache_layer(module) is not None or asked:
@@ -242,9 +236,8 @@ _attend_outside = torch.compiler.disable(_attend, reason=f"{EVICTS}; {ADAPTS}")
 
 
 @torch.compiler.assume_constant_result
-def _name_of(spec: str, replace_model_window: bool, sliding_window: int | None) -> str | None:
+def _name_of(layer_mask: LayerMask, sliding_window: int | None) -> str | None:
     """What a compiled graph calls the mask of a layer; None for an adaptive one, which it does not compute."""
-    layer_mask = LayerMask(parse_mask(spec), replace_model_window=replace_model_window)
     return name_of(layer_mask.under(sliding_window))
 
 
