@@ -119,11 +119,19 @@ def put_in_place(aside: Path, path: Path) -> None:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; a ValueError that names a damaged file and ends in ``remedy``, which says what to do."""
     try:
-        data = json.loads(path.read_bytes())
-        if not isinstance(data, dict):
-            raise ValueError(f"expected an object, got {type(data).__name__}")
-    except ValueError as error:  # a JSONDecodeError and a UnicodeDecodeError are some, too
+        return parse_json_object(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def parse_json_object(content: bytes) -> dict[str, Any]:
+    """Return the JSON object that bytes hold; raises ValueError for anything else."""
+    try:
+        data = json.loads(content)  # a JSONDecodeError and a UnicodeDecodeError are ValueErrors
+    except RecursionError:
+        raise ValueError("its brackets nest too deep") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"expected an object, got {type(data).__name__}")
     return data
 
 

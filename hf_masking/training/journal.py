@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 def checked_trackers(trackers: Sequence[str | GeneralTracker]) -> list[str | GeneralTracker] | None:
     """The trackers as `Accelerator` takes them; a ValueError for those that it does not know or that are missing."""
-    known = [name for name in LoggerType.list() if name != LoggerType.ALL]
+    known = [name for name in LoggerType.list() if name != LoggerType.ALL.value]
     for tracker in trackers:
         if isinstance(tracker, GeneralTracker):
             continue

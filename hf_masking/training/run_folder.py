@@ -9,6 +9,7 @@ best/               the model with the lowest perplexity, its tokenizer and its 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import written_aside
+from ..files import parse_json_object, written_aside
 from .claimed_folder import ClaimedFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ModelWriter:
             if str(self.max_shard_size).strip().startswith(("-", "0")):
                 raise ValueError
             split_torch_state_dict_into_shards({}, max_shard_size=self.max_shard_size)
-        except ValueError:
+        except (ValueError, OverflowError):  # of "infGB"
             raise ValueError(
                 f"max_shard_size must be a number of bytes or a size such as '2GB', got {self.max_shard_size!r}"
             ) from None
@@ -92,21 +95,28 @@ class RunFolder(ClaimedFolder):
         records = []
         for line in self.log_path.read_bytes().splitlines():
             try:
-                record = json.loads(line)
+                record = parse_json_object(line)
             except ValueError:
                 break
-            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+            if not _is_record(record):
                 break
             records.append(record)
         return records
 
     def rewind_log(self, steps: int) -> None:
         """Forget what was logged after the checkpoint at ``steps``; a ValueError if lines are missing before it."""
-        kept = [record for record in self.records() if record["step"] <= steps]
+        records = self.records()
+        kept = [record for record in records if record["step"] <= steps]
         if [record["step"] for record in kept if "loss" in record] != list(range(1, steps + 1)):
             raise ValueError(
                 f"{self.log_path} is damaged after line {len(kept)}: a run that goes on after step {steps} needs a "
                 "line for each step before; restore it, or give another --output to start anew"
+            )
+        if not steps and (lost := len(records) - len(kept)):
+            logger.warning(
+                "%s holds no checkpoint; starting again from step 0, without the %d later lines of the log",
+                self.checkpoints,
+                lost,
             )
         with writing(self.log_path), written_aside(self.log_path) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -118,8 +128,15 @@ class RunFolder(ClaimedFolder):
 
     def check_best(self, step: int) -> None:
         """Raise a ValueError if the best model is gone, which the log says was saved after a step; 0 for none."""
-        if step and not self.best.is_dir():
+        if step and not ((self.best / "config.json").is_file() and any(self.best.glob("*.safetensors"))):
             raise ValueError(
                 f"{self.best} is missing, where the best model was saved after step {step}; put it back, or give "
                 "another --output to start anew"
             )
+
+
+def _is_record(line: dict[str, Any]) -> bool:
+    """Return whether a line of a log has the figures of a step or of an evaluation."""
+    is_complete = "perplexity" in line or {"loss", "tokens_per_second"} <= line.keys()
+    numbers = all(isinstance(value, (int, float)) for value in line.values())
+    return is_complete and numbers and isinstance(line.get("step"), int)

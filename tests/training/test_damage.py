@@ -96,7 +96,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(killed):
     assert files(killed) == before
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"", b"[" * 100_000])
 def test_a_damaged_description_is_named(killed, content):
     (killed / "run.json").write_bytes(content)
     before = files(killed)
@@ -105,7 +105,13 @@ def test_a_damaged_description_is_named(killed, content):
     assert files(killed) == before
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe\x00", b"[1]", b'{"step": "two"}', b'{"step": 1'])
+UNREADABLE = [
+    b"\xff\xfe\x00", b"[1]", b'{"step": "two"}', b'{"step": 1', b"[" * 100_000, b'{"step": 4, "loss": "x"}',
+    b'{"step": 4, "loss": 1.0}', b'{"step": 4, "perplexity": null}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
 def test_a_damaged_log_is_named(killed, line):
     log = killed / "log.jsonl"
     lines = log.read_bytes().splitlines()
@@ -133,11 +139,24 @@ def test_what_is_no_checkpoint_is_left_alone(killed, whole, caplog):
     assert "step-abc is no checkpoint of this run, and is left alone" in said
 
 
-def test_a_best_model_that_is_gone_is_missed(tmp_path):
+def empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, empty, lambda best: (best / "model.safetensors").unlink()])
+def test_a_best_model_that_is_gone_is_missed(tmp_path, lose):
     train(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "best")
+    lose(tmp_path / "run" / "best")
     with pytest.raises(ValueError, match=r"best is missing, where the best model was saved after step \d; put it back"):
         train(tmp_path / "run", resume=True)
+
+
+def test_steps_without_a_checkpoint_are_done_again_with_a_warning(killed, whole, caplog):
+    shutil.rmtree(killed / "checkpoints")
+    assert train(killed, resume=True).losses == whole.losses
+    (said,) = caplog.messages
+    assert "checkpoints holds no checkpoint; starting again from step 0, without the 10 later lines of the log" in said
 
 
 def test_what_a_kill_left_while_saving_is_cleared_away(killed, whole):
