@@ -1,4 +1,4 @@
-"""Which backend runs under ``backend="auto"``: the cheapest one that can do the job."""
+"""The choice of a backend under ``backend="auto"``: the one expected to be the fastest of those that can do the job."""
 
 from __future__ import annotations
 
@@ -6,90 +6,74 @@ import functools
 import logging
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ..masks import Mask
-from ..plan import Documents, Lengths, is_causal, plan_of
-from . import flex
+from ..plan import DocumentMask
+from .backends import why_not
+from .inputs import Inputs
 
 logger = logging.getLogger("hf_masking")
 
-# Forward and backward of dense attention, in the unit of a plan's cost: a pair of a block of 64 rows. From the times of
-# `hf-masking bench --preset readme` on a CPU (docs/bench.json), which also measures both sides of the break-even.
+# The time of dense attention, forward and backward, in the unit of a plan's cost: one pair of a block of 64 queries.
+# Measured by `hf-masking bench --preset readme` on a CPU (docs/bench.json), which also measures both sides of the
+# break-even.
 _CAUSAL_COST = 0.57  # for each pair of the triangle
 _DENSE_COST = 0.60  # for each pair of the rectangle, allowed or not
-# Fewer pairs than this are dense without asking what a plan would cost.
+# Up to this many pairs attention is dense, and no plan is made to compare it with.
 _FEW_PAIRS = 2**14
-# No dense mask is made that is larger than this, whatever it would save.
+# No dense mask is larger than this, however fast it would be.
 _MOST_PAIRS = 2**22
 
 
 class Choice(NamedTuple):
-    """A backend, and why it runs."""
+    """A backend, and why it runs. The plans that were made to choose it stay with the inputs, where it finds them."""
 
     backend: str
     reason: str
 
 
-def choose(
-    mask: Mask,
-    documents: Documents,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout: float,
-    softcap: float | None,
-    sink_logits: Tensor | None,
-) -> Choice:
-    """Return the backend that is expected to be the fastest of those that can do this."""
-    if documents.scattered:
+def choose(inputs: Inputs) -> Choice:
+    """Return the backend that is expected to be the fastest of those that can compute these inputs."""
+    if inputs.documents.scattered:
         return Choice("gathered", "the positions of the keys have gaps, as in a cache that has evicted keys")
-    if query.shape[2] == 1:
+    if inputs.query.shape[2] == 1:
         return Choice("gathered", "a single query, as in decoding")
-    if mask.is_adaptive:
+    if inputs.mask.is_adaptive:
         return Choice("blockwise", "the mask is adaptive")
-    if query.device.type == "cuda":
-        reason = flex.why_not(mask, documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
-        if reason is None:
-            return Choice("flex", "on CUDA")
-        return Choice("blockwise", f"FlexAttention cannot do this: {reason}")
-    # The dense kernels either lack these or keep all pairs for them.
-    asked = {"dropout": dropout > 0, "softcap": softcap is not None, "sink_logits": sink_logits is not None}
-    if any(asked.values()):
-        return Choice("blockwise", f"it computes {' and '.join(name for name in asked if asked[name])} in blocks")
-    estimates = [
-        _estimate(segment.bind(member), segment.lengths) for segment in documents.segments for member in mask.heads
-    ]
+    if inputs.query.device.type == "cuda":
+        reason = why_not("flex", inputs)
+        return Choice("flex", "on CUDA") if reason is None else Choice("blockwise", f"not FlexAttention: {reason}")
+    # Dense kernels either lack these or hold all pairs for them.
+    if options := inputs.options.needed:
+        return Choice("blockwise", f"it computes {' and '.join(options)} in blocks")
+    estimates = [_estimate(document_mask) for document_mask in inputs.document_masks]
     if sum(estimate.gain for estimate in estimates) > 0:
-        return Choice("blockwise", "expected to be faster than dense attention at such a length")
+        return Choice("blockwise", "expected to be faster than dense attention at this length")
     return Choice("sdpa", min(estimates, default=_Estimate(0.0, "nothing but padding")).reason)
 
 
 def few_pairs(n_queries: int, n_keys: int) -> bool:
-    """Return whether there are so few that dense attention is taken without asking what a plan would cost."""
+    """Return whether attention is dense at this size, whatever the mask."""
     return n_queries == 1 or n_queries * n_keys <= _FEW_PAIRS
 
 
 class _Estimate(NamedTuple):
-    """What a plan would save against dense attention, for one head, and what speaks for dense attention."""
+    """The time that a plan saves over dense attention, for one head, and the reason for dense attention."""
 
     gain: float
     reason: str
 
 
-@functools.lru_cache(maxsize=1024)
-def _estimate(mask: Mask, lengths: Lengths) -> _Estimate:
-    pairs = lengths.queries * lengths.keys
+def _estimate(document_mask: DocumentMask) -> _Estimate:
+    pairs = document_mask.lengths.queries * document_mask.lengths.keys
     if pairs <= _FEW_PAIRS:
         return _Estimate(-1.0, f"dense attention is faster for so few pairs (up to {_FEW_PAIRS:,})")
-    if is_causal(mask, lengths):
-        gain = pairs / 2 * _CAUSAL_COST - plan_of(mask, lengths).cost
-        return _Estimate(gain, "the mask is all of causal at such a length")
-    reason = "dense attention is expected to be faster at such a length"
+    if document_mask.is_causal:
+        gain = pairs / 2 * _CAUSAL_COST - document_mask.plan.cost
+        return _Estimate(gain, "the mask is all of causal at this length")
+    reason = "dense attention is expected to be faster at this length"
     if pairs > _MOST_PAIRS:
         return _Estimate(float("inf"), reason)
-    return _Estimate(pairs * _DENSE_COST - plan_of(mask, lengths).cost, reason)
+    return _Estimate(pairs * _DENSE_COST - document_mask.plan.cost, reason)
 
 
 def log(choice: Choice, mask: Mask) -> None:

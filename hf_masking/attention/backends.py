@@ -1,45 +1,44 @@
-"""The backends by name, and what each of them can do."""
+"""The backends by name, and what each of them can compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..adaptive import Features
-from ..masks import Mask
-from ..plan import Documents
-from . import automatic, blockwise, flex, gathered, reference, sdpa
-from .weights import checked
+from . import blockwise, flex, gathered, reference, sdpa
+from .inputs import Inputs, Options
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of masked attention.
+    """One implementation of masked attention, and what it can compute.
 
-    adaptive: it computes adaptive masks.
-    gaps: it computes keys whose positions have gaps, as in a cache that evicts what no later query reads.
+    adaptive: adaptive masks.
+    gaps: keys whose positions have gaps, as in a cache that evicts the keys that no later query reads.
+    unsupported: the names of the `Options` that it cannot compute.
+    limit: returns why it cannot compute these inputs for a reason of its own, or None.
     """
 
-    attend: Callable[..., Tensor]
+    attend: Callable[[Inputs], Tensor]
     adaptive: bool = False
     gaps: bool = False
+    unsupported: tuple[str, ...] = ()
+    limit: Callable[[Inputs], str | None] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference.attend, adaptive=True, gaps=True),
-    "sdpa": Backend(sdpa.attend, gaps=True),
+    "sdpa": Backend(sdpa.attend, gaps=True, unsupported=("softcap", "sink_logits")),
     "gathered": Backend(gathered.attend, adaptive=True, gaps=True),
     "blockwise": Backend(blockwise.attend, adaptive=True),
-    "flex": Backend(flex.attend),
+    "flex": Backend(flex.attend, unsupported=("dropout", "sink_logits"), limit=flex.limit),
 }
 
 
 def check_backend(name: str) -> None:
-    """Raises a ValueError unless ``name`` is a backend."""
+    """Raise a ValueError unless ``name`` is ``"auto"`` or a backend."""
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
 
@@ -49,59 +48,31 @@ def takes_gaps(name: str) -> bool:
     return name == "auto" or BACKENDS[name].gaps
 
 
-def require_fit(name: str, mask: Mask, documents: Documents) -> None:
-    """Raises a ValueError if the backend cannot compute such a mask, or such keys."""
-    if mask.is_adaptive and not BACKENDS[name].adaptive:
-        raise ValueError(
-            f"backend {name!r} computes no adaptive mask such as '{mask}'; use backend='blockwise' or 'reference'"
-        )
-    if documents.scattered and not BACKENDS[name].gaps:
-        raise ValueError(
-            f"backend {name!r} computes neighbouring keys, and the positions of these have gaps, as in a cache that "
-            "evicts; use backend='auto' or 'gathered', or start with an empty cache"
-        )
+def why_not(name: str, inputs: Inputs) -> str | None:
+    """Return why a backend cannot compute these inputs; None if it can."""
+    backend = BACKENDS[name]
+    if inputs.mask.is_adaptive and not backend.adaptive:
+        return f"it does not compute adaptive masks such as '{inputs.mask}'"
+    if inputs.documents.scattered and not backend.gaps:
+        return "it does not compute keys whose positions have gaps, as in a cache that has evicted keys"
+    missing = unsupported(name, inputs.options)
+    return missing if missing or backend.limit is None else backend.limit(inputs)
 
 
-def check_heads(mask: Mask, n_heads: int) -> None:
-    """Raises a ValueError unless the mask's groups of heads divide so many query heads."""
-    if n_heads % len(mask.heads):
-        raise ValueError(
-            f"{mask} gives {len(mask.heads)} groups of heads, which do not divide {n_heads} query heads; "
-            "give as many masks as divide them"
-        )
+def unsupported(name: str, options: Options) -> str | None:
+    """Return which options a backend does not support; None if it supports all."""
+    missing = [option for option in options.needed if option in BACKENDS[name].unsupported]
+    return f"it does not support {' and '.join(missing)}" if missing else None
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    documents: Documents,
-    *,
-    backend: str,
-    scale: float,
-    features: Sequence[Features] = (),
-    **options: Any,
-) -> Tensor:
-    """Attend by the backend of this name, or by the one that ``"auto"`` chooses. Shapes as in `masked_attention`.
+def require(name: str, inputs: Inputs) -> None:
+    """Raise a ValueError that names other backends, if this one cannot compute these inputs."""
+    reason = why_not(name, inputs)
+    if reason is not None:
+        others = [repr(other) for other in BACKENDS if other != name and why_not(other, inputs) is None]
+        raise ValueError(refusal(name, reason, others))
 
-    Parameters:
-        options: ``dropout``, ``softcap`` and ``sink_logits``.
 
-    Raises:
-        ValueError: the backend cannot do this, or the mask is for another number of query heads.
-    """
-    check_heads(mask, query.shape[1])
-    if backend == "auto":
-        choice = automatic.choose(mask, documents, query, key, value, **options)
-        automatic.log(choice, mask)
-        backend = choice.backend
-    require_fit(backend, mask, documents)
-    if mask.is_adaptive:
-        options["features"] = checked(features, mask, query, key)
-    elif features:
-        raise ValueError(f"'{mask}' does not look at the content and takes no features; leave features= out")
-    # What is chosen must not depend on the way of computing it, as it would if some products were in half precision.
-    autocast = torch.is_autocast_enabled(query.device.type) and not mask.is_adaptive
-    with torch.autocast(query.device.type, enabled=autocast):
-        return BACKENDS[backend].attend(query, key, value, mask, documents, scale=scale, **options)
+def refusal(name: str, reason: str, others: list[str]) -> str:
+    """Return the message that says why a backend does not run, and what to use instead."""
+    return f"backend {name!r} cannot compute this: {reason}; use backend='auto', {', '.join(others)}"

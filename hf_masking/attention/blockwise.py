@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..adaptive import AdaptiveMask, Features
-from ..masks import Mask
-from ..plan import Blocks, Diagonals, Documents, Part, Segment, Selected, plan_of
+from ..plan import Blocks, Diagonals, Part, Segment, Selected
 from . import block_kernel, content, diagonal_kernel, selected_kernel
+from .inputs import Inputs
 from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing
 
 _KERNELS: dict[type, ModuleType] = {
@@ -62,32 +62,17 @@ class _Kind(NamedTuple):
 _Read = tuple[_Kind, Tensor, Tensor | None]
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    documents: Documents,
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
-    features: Sequence[Features] = (),
-) -> Tensor:
-    """Shapes as in `masked_attention`. Half precision is computed in float32. On a CPU deterministic, given the seed.
+def attend(inputs: Inputs) -> Tensor:
+    """Attend block by block. Half precision is computed in float32. On a CPU deterministic, given the seed.
 
     Raises:
         ValueError: a second derivative is asked for.
     """
-    if mask.is_adaptive:
-        tasks = list(_adaptive_tasks(mask, documents, query.detach(), key.detach(), features))
-    else:
-        tasks = list(tasks_of(mask, documents, query.shape[0], query.shape[1]))
-    seed = int(torch.randint(2**62, ()).item()) if dropout else 0
-    scoring = Scoring(scale, softcap, dropout, seed)
-    problem = precisely(query, key, value, sink_logits, tasks, scoring)
-    reads = _reads(mask, features, query, problem.query.dtype)
+    query, options = inputs.query, inputs.options
+    tasks = list(_adaptive_tasks(inputs) if inputs.mask.is_adaptive else tasks_of(inputs))
+    seed = int(torch.randint(2**62, ()).item()) if options.dropout else 0
+    problem = precisely(inputs, tasks, seed)
+    reads = _reads(inputs, problem.query.dtype)
     # Autocast would turn single products back into half precision.
     with torch.autocast(query.device.type, enabled=False):
         kinds = [kind for kind, *_ in reads]
@@ -101,36 +86,28 @@ def precision_of(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def precisely(
-    query: Tensor, key: Tensor, value: Tensor, sink_logits: Tensor | None, tasks: Sequence[Task], scoring: Scoring
-) -> Problem:
+def precisely(inputs: Inputs, tasks: Sequence[Task], seed: int) -> Problem:
     """Return the inputs as the kernels take them."""
-    precise = precision_of(query)
+    precise, sinks = precision_of(inputs.query), inputs.options.sink_logits
     # Views are made with the strides of the inputs, and the fused kernel takes the last one for 1 without asking.
-    q, k, v = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(precise), key.to(precise), value.to(precise))
-    )
-    return Problem(q, k, v, None if sink_logits is None else sink_logits.to(precise), tasks, scoring)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in inputs.to(precise).tensors)
+    scoring = Scoring(inputs.options.scale, inputs.options.softcap, inputs.options.dropout, seed)
+    return Problem(q, k, v, None if sinks is None else sinks.to(precise), tasks, scoring)
 
 
-def tasks_of(mask: Mask, documents: Documents, batch: int, n_heads: int) -> Iterator[Task]:
-    members = mask.heads
-    size = n_heads // len(members)
-    for segment in documents.segments:
-        for row in documents.rows_of(segment, batch):
-            for index, member in enumerate(members):
-                heads = slice(index * size, (index + 1) * size)
-                yield Task(row, segment, plan_of(segment.bind(member), segment.lengths).parts, heads)
+def tasks_of(inputs: Inputs) -> Iterator[Task]:
+    for document_mask in inputs.document_masks:
+        for row in inputs.documents.rows_of(document_mask.segment, len(inputs.query)):
+            yield Task(row, document_mask.segment, document_mask.plan.parts, document_mask.heads)
 
 
-def _adaptive_tasks(
-    mask: Mask, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]
-) -> Iterator[Task]:
-    for segment in documents.segments:
-        for row in documents.rows_of(segment, len(query)):
-            read = tuple(_of_document(one, row, segment) for one in features)
+def _adaptive_tasks(inputs: Inputs) -> Iterator[Task]:
+    query, key = inputs.query.detach(), inputs.key.detach()
+    for segment in inputs.documents.segments:
+        for row in inputs.documents.rows_of(segment, len(query)):
+            read = tuple(_of_document(one, row, segment) for one in inputs.features)
             document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
-            for heads, parts in content.parts_by_heads(mask, document):
+            for heads, parts in content.parts_by_heads(inputs.mask, document):
                 yield Task(row, segment, parts, heads)
 
 
@@ -140,8 +117,9 @@ def _of_document(features: Features, row: int, segment: Segment) -> Features:
     return Features(query, key if key is None else key[:, segment.keys], features.hard)
 
 
-def _reads(mask: Mask, features: Sequence[Features], query: Tensor, dtype: torch.dtype) -> list[_Read]:
+def _reads(inputs: Inputs, dtype: torch.dtype) -> list[_Read]:
     """What the leaves that give weights have read, for each head and token."""
+    mask, features, query = inputs.mask, inputs.features, inputs.query
     reads: list[_Read] = []
     for leaf, read in zip(mask.graded().leaves if mask.is_adaptive else (), features, strict=True):
         if not leaf.selects:

@@ -1,4 +1,4 @@
-"""Which keys a few queries need."""
+"""The keys that a few queries need."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from ..plan import Documents
 def allowed_columns(
     mask: Mask, documents: Documents, first: int, stop: int
 ) -> tuple[Documents, Tensor | None, Tensor | None]:
-    """What the queries from ``first`` to ``stop`` need: their documents, the columns of keys (None: all), and of these
-    the pairs that a static mask allows ``[B, M, q, k]`` (None: all)."""
+    """Return what the queries from ``first`` to ``stop`` need under a static mask.
+
+    Returns:
+        Their documents, the columns of their keys (None for all), and the pairs that the mask allows among these
+        ``[B, heads of the mask, N, M]`` (None for all).
+    """
     with torch.inference_mode(False):
         documents = documents.of_queries(slice(first, stop))
         allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
@@ -28,5 +32,5 @@ def allowed_columns(
 
 
 def few(needed: Tensor) -> Tensor | None:
-    """The columns that are needed, if they are few: to copy keys costs as much as to read them."""
+    """Return the needed columns, or None if they are more than half: copying keys costs as much as reading them."""
     return needed.nonzero()[:, 0] if int(needed.sum()) * 2 <= len(needed) else None

@@ -1,8 +1,8 @@
-"""Attention in a compiled graph, which does not know the values of tensors while it is made.
+"""Attention in a compiled graph, where the values of tensors are unknown.
 
-A plan is made of values: of where documents start and end. So an operator makes the plan, and runs it, when the graph
-runs, and a compiled model pays for the pairs that its mask allows, as any other does. What is dense anyway, such as the
-one query of a static cache, the graph computes itself, so that a CUDA graph can record it.
+A plan depends on values: on where documents start and end. So an operator makes the plan, and runs it, when the graph
+runs, and a compiled model pays for the pairs that its mask allows, as any other does. The graph itself computes what is
+dense anyway, such as the single query of a static cache, so that a CUDA graph can record it.
 """
 
 from __future__ import annotations
@@ -12,56 +12,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import automatic, blockwise, operators, reference, sdpa
-from .backends import run
+from . import automatic, backends, operators, reference, sdpa
+from .blockwise import precision_of
+from .dispatch import run
+from .inputs import Inputs, Options
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: str,
-    documents: Tensor,
-    *,
-    backend: str,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, mask: str, documents: Tensor, *, backend: str, **options: Any
 ) -> Tensor:
-    """Attend under a mask that is not adaptive. Shapes as in `masked_attention`.
+    """Attend under a mask that is not adaptive. Shapes and options are as in `masked_attention`.
 
     Parameters:
-        mask: what `operators.name_of` calls it.
-        documents: as `Documents.encode` gives them.
+        mask: the name that `operators.name_of` gives it.
+        documents: as `Documents.encode` returns them.
     """
+    given = Options(**options)
     key, value = key.to(query.dtype), value.to(query.dtype)  # autocast does not reach into an operator
-    options: dict[str, Any] = {"scale": scale, "dropout": dropout, "softcap": softcap, "sink_logits": sink_logits}
     if backend == "auto" and automatic.few_pairs(query.shape[2], key.shape[2]):
-        backend = "sdpa" if softcap is None and sink_logits is None else "reference"
+        backend = "sdpa" if given.softcap is None and given.sink_logits is None else "reference"
         _log(mask, backend)
-    if backend == "sdpa":
-        sdpa.refuse(softcap, sink_logits)
+    if backend in ("sdpa", "reference"):
         allowed = operators.allowed(documents, query.shape[1], key.shape[2], mask)
-        return sdpa.under_mask(query, key, value, allowed, scale=scale, dropout=dropout)
-    if backend == "reference":
-        allowed = operators.allowed(documents, query.shape[1], key.shape[2], mask)
-        q, k, v = (x.to(blockwise.precision_of(query)) for x in (query, key, value))
-        return reference.under_mask(q, k, v, allowed, **options)[0].to(query.dtype)
-    inputs = query, key, value, sink_logits, documents
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None)
-    if not learns and not dropout:
-        return operators.attend(*inputs, mask, backend, scale, softcap)
+        return _densely(query, key, value, allowed, given, backend)
+    tensors = [query, key, value, given.sink_logits, documents]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
+    if not learns and not given.dropout:
+        return operators.attend(tensors, mask, backend, given.scale, given.softcap)
     if backend == "blockwise" or (backend == "auto" and query.device.type != "cuda"):
-        seed = torch.randint(2**62, ()) if dropout else None
-        output, _ = operators.attend_blockwise(*inputs, seed, mask, scale, dropout, softcap)
+        seed = torch.randint(2**62, ()) if given.dropout else None
+        numbers = operators.as_numbers(given)
+        output, _ = operators.attend_blockwise(query, key, value, given.sink_logits, documents, seed, mask, numbers)
         return output.to(query.dtype)
-    return _outside(query, key, value, mask, documents, backend, options)
+    return _outside(query, key, value, mask, documents, backend, given)
+
+
+def _densely(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, options: Options, backend: str) -> Tensor:
+    if backend == "sdpa":
+        if reason := backends.unsupported(backend, options):
+            raise ValueError(backends.refusal(backend, reason, ["'reference'", "'blockwise'"]))
+        return sdpa.under_mask(query, key, value, allowed, scale=options.scale, dropout=options.dropout)
+    q, k, v = (x.to(precision_of(query)) for x in (query, key, value))
+    return reference.under_mask(q, k, v, allowed, options)[0].to(query.dtype)
 
 
 @torch.compiler.assume_constant_result
 def _log(mask: str, backend: str) -> None:
-    """Log what a graph computes itself, when it is made: it cannot log when it runs."""
+    """Log a dense computation of the graph when the graph is made: it cannot log when it runs."""
     reason = "a compiled graph computes a single query, or so few pairs, densely"
     automatic.log(automatic.Choice(backend, reason), operators.MASKS[mask])
 
@@ -71,13 +68,7 @@ def _log(mask: str, backend: str) -> None:
     "(only what the mask allows) or 'sdpa' (dense)"
 )
 def _outside(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: str,
-    documents: Tensor,
-    backend: str,
-    options: dict[str, Any],
+    query: Tensor, key: Tensor, value: Tensor, mask: str, documents: Tensor, backend: str, options: Options
 ) -> Tensor:
     described = operators.documents_of(documents, key.shape[2])
-    return run(query, key, value, operators.MASKS[mask], described, backend=backend, **options)
+    return run(Inputs(query, key, value, operators.MASKS[mask], described, options), backend)

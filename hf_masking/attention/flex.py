@@ -1,7 +1,7 @@
 """Compiled FlexAttention (Dong et al., https://arxiv.org/abs/2412.05496): the backend for CUDA.
 
-The block mask comes from the plan's intervals, never from all pairs. FlexAttention that is not compiled, or that was
-compiled too often, silently runs a dense version: everything here is compiled with ``fullgraph=True``, which raises.
+The block mask comes from the intervals of the mask, never from all pairs. FlexAttention that is not compiled, or that
+was compiled too often, silently runs a dense version, so everything here is compiled with ``fullgraph=True``.
 """
 
 from __future__ import annotations
@@ -19,61 +19,32 @@ from ..masks import Mask, Tile
 from ..plan import Documents
 from ..plan.memory import remember
 from ..plan.tiles import tiles_of_batch
+from .inputs import Inputs
 
 _BLOCK = 128
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    documents: Documents,
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
-) -> Tensor:
-    """Shapes as in `masked_attention`.
-
-    Raises:
-        ValueError: dropout or sink logits; gradients on a CPU; head sizes or a device that FlexAttention cannot do.
-    """
-    reason = why_not(mask, documents, query, key, value, dropout=dropout, sink_logits=sink_logits)
-    if reason is not None:
-        raise ValueError(f"backend 'flex' cannot do this: {reason}; use backend='blockwise'")
-    block_mask = _block_mask(mask, documents, query.shape[1], query.device)
-    grouped = query.shape[1] != key.shape[1]
+def attend(inputs: Inputs) -> Tensor:
+    """Attend by FlexAttention, compiled for the mask."""
+    query, key, value = inputs.tensors
+    block_mask = _block_mask(inputs.mask, inputs.documents, query.shape[1], query.device)
     if query.device.type == "cpu":
         # Its CPU kernel refuses tensors that could need a gradient, also where none is recorded.
         query, key, value = query.detach(), key.detach(), value.detach()
     shape_class = _shape_class(query, key, value)
-    run = _compiled(mask, softcap, query.device.type == "cuda", shape_class)
-    return run(query, key, value, block_mask, scale, grouped)
+    run = _compiled(inputs.mask, inputs.options.softcap, query.device.type == "cuda", shape_class)
+    return run(query, key, value, block_mask, inputs.options.scale, inputs.group > 1)
 
 
-def why_not(
-    mask: Mask,
-    documents: Documents,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout: float = 0.0,
-    sink_logits: Tensor | None = None,
-) -> str | None:
-    """Why FlexAttention cannot do this, or None."""
-    if not mask.is_bound:
+def limit(inputs: Inputs) -> str | None:
+    """Return why FlexAttention cannot compute these inputs, for other reasons than their options; None if it can."""
+    query, value = inputs.query, inputs.value
+    if not inputs.mask.is_bound:
         return "the mask differs from row to row"
-    if dropout:
-        return "it has no dropout"
-    if sink_logits is not None:
-        return "sink logits are not wired to it"
     if query.dtype == torch.float64:
         return "it does not compute in float64"
-    if query.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        return "it has no backward on a CPU"
+    if query.device.type == "cpu" and inputs.needs_gradients:
+        return "it has no backward pass on a CPU"
     if query.device.type not in ("cpu", "cuda"):
         return f"it does not run on {query.device.type}"
     if min(query.shape[-1], value.shape[-1]) < 16:
@@ -82,7 +53,7 @@ def why_not(
 
 
 def _shape_class(query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, ...]:
-    """What a compiled kernel is for: on CUDA any batch and length, on a CPU (where that does not compile) these."""
+    """Return what a kernel is compiled for: on CUDA any batch and length, on a CPU, where that fails, these shapes."""
     if query.device.type == "cuda":
         return query.dtype, query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]
     return query.dtype, query.shape, key.shape, value.shape
@@ -90,7 +61,7 @@ def _shape_class(query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tuple[Any, ...]) -> Callable[..., Tensor]:
-    """FlexAttention compiled for one mask and one class of shapes."""
+    """Return FlexAttention compiled for one mask and one class of shapes."""
 
     def bend(score: Tensor, *_: Tensor) -> Tensor:
         assert softcap is not None
@@ -108,14 +79,14 @@ def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tup
         )
         return result
 
-    # The compiler counts recompilations by code object and gives up after 8; a code object each counts for itself.
+    # The compiler counts recompilations by code object and gives up after 8, so each mask has its own.
     run.__code__ = run.__code__.replace(co_name=f"run_{hash((mask, softcap, shape_class)) & 0xFFFFFFFF:x}")
     return torch.compile(run, fullgraph=True, dynamic=dynamic)
 
 
 @remember(2**26, lambda block_mask: sum(x.nbytes for x in block_mask.as_tuple() if isinstance(x, Tensor)))
 def _block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
-    with torch.inference_mode(False):  # what is kept must serve a training step, too
+    with torch.inference_mode(False):  # a result that is remembered must serve a training step, too
         return _make_block_mask(mask, documents, n_heads, device)
 
 
@@ -133,7 +104,7 @@ def _make_block_mask(mask: Mask, documents: Documents, n_heads: int, device: tor
 
 
 def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks each query block has, and which, in front of the others."""
+    """Return how many key blocks each query block has, and all key blocks in an order that begins with these."""
     order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1).to(torch.int32), order.to(torch.int32)
 
@@ -159,11 +130,11 @@ def _token_mask(mask: Mask, documents: Documents, n_heads: int) -> Callable[...,
 
 @functools.lru_cache(maxsize=64)
 def _as_graph(mask: Mask, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the mask does to two positions, without the Python objects, which the compiler does not look into.
+    """Return `Mask.allows` as a graph of tensor operations, since the compiler does not look into a mask's objects.
 
-    One graph for all batches: a new one would be a new type to the compiler, which would compile again.
+    One graph serves all batches: a new one would be a new type to the compiler, which would compile again.
     """
-    # Two tensors: the tracer takes one that is given twice for one.
+    # Two tensors, since the tracer would take the same one given twice for a single input.
     q, k = (torch.zeros((), dtype=torch.int32, device=device) for _ in range(2))
     graph: Callable[[Tensor, Tensor], Tensor] = make_fx(lambda q, k: mask.allows(q, k))(q, k)
     return graph

@@ -1,80 +1,94 @@
-"""Few queries, or keys with gaps: the keys that they may see are gathered, and attended to densely.
+"""Few queries, or keys with gaps: gather the keys that the queries may attend to, and attend to those densely.
 
-This is how decoding runs. A bounded cache holds the keys that can still be read, so what stands next to each other in
-it need not be neighbours in the text; and for one query a plan would cost more than the attention.
+This is how decoding runs. A bounded cache retains only the keys that later queries may attend to, so neighbours in the
+cache need not be neighbours in the text; and for a single query a plan would cost more than the attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..masks import Mask
 from ..plan import Documents
 from . import one_choice, reference, sdpa
 from .columns import allowed_columns, few
+from .inputs import Inputs
 from .weights import log_weights
 
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
+_MOST_QUERIES = 256  # of one chunk
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    documents: Documents,
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
-    features: Sequence[Features] = (),
-) -> Tensor:
-    """Shapes as in `masked_attention`."""
-    if one_choice.can_do(mask, documents, query, features) and softcap is None and sink_logits is None:
-        return one_choice.attend(query, key, value, mask, documents, features, scale=scale, dropout=dropout)
-    rows = query.shape[0] * query.shape[1] if mask.is_adaptive else documents.query_positions.shape[0] * len(mask.heads)
-    pairs = max(1, rows * key.shape[2])
-    size = max(1, min(256, _MOST_PAIRS // pairs))
-    # Gradients, and what is not a fused kernel, lose too much in half precision.
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    fused = softcap is None and sink_logits is None
-    precise = query.dtype if query.dtype.itemsize > 2 or (fused and not learns) else torch.float32
-    chunks = []
-    for first in range(0, query.shape[2], size):
-        mine = slice(first, first + size)
-        some, columns, allowed, read = _selection(mask, documents, mine, query, key, features)
-        keys, values = (x if columns is None else x.index_select(2, columns) for x in (key, value))
-        q, k, v = (x.to(precise) for x in (query[:, :, mine], keys, values))
-        if fused:
-            chunks.append(sdpa.under_mask(q, k, v, allowed, scale=scale, dropout=dropout))
-        else:
-            sinks = None if sink_logits is None else sink_logits.to(precise)
-            options: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "sink_logits": sinks}
-            options |= {"features": read} if mask.is_adaptive else {}
-            chunks.append(reference.attend(q, k, v, mask, some, scale=scale, **options))
-    return (chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)).to(query.dtype)
+def attend(inputs: Inputs) -> Tensor:
+    """Attend to the keys that a few queries at a time may attend to."""
+    query, options = inputs.query, inputs.options
+    dense_kernel = options.softcap is None and options.sink_logits is None
+    if dense_kernel and one_choice.can_do(inputs.mask, inputs.documents, query, inputs.features):
+        scale, dropout = options.scale, options.dropout
+        tensors, features = inputs.tensors, inputs.features
+        return one_choice.attend(*tensors, inputs.mask, inputs.documents, features, scale=scale, dropout=dropout)
+    # Gradients, and what PyTorch's kernels do not compute, lose too much in half precision.
+    half = query.dtype.itemsize <= 2
+    precise = torch.float32 if half and (inputs.needs_gradients or not dense_kernel) else query.dtype
+    attend_to = _densely if dense_kernel else _by_reference
+    outputs = [attend_to(_gather(inputs, rows, precise)) for rows in _chunks(inputs)]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(query.dtype)
 
 
-def _selection(
-    mask: Mask, documents: Documents, rows: slice, query: Tensor, key: Tensor, features: Sequence[Features]
-) -> tuple[Documents, Tensor | None, Tensor | None, list[Features]]:
-    """What some queries need: their documents, the columns of keys (None: all), of these the pairs that the mask
-    allows, or the logarithms of their weights, ``[B, M, q, k]`` (None: all), and their features."""
+class _Gathered(NamedTuple):
+    """Some of the queries and the keys that they may attend to.
+
+    allowed: the pairs that the mask allows, or the logarithms of their weights, ``[B, heads of the mask, N, M]``; None
+        if it allows every pair.
+    """
+
+    inputs: Inputs
+    allowed: Tensor | None
+
+
+def _densely(gathered: _Gathered) -> Tensor:
+    inputs, options = gathered.inputs, gathered.inputs.options
+    return sdpa.under_mask(*inputs.tensors, gathered.allowed, scale=options.scale, dropout=options.dropout)
+
+
+def _by_reference(gathered: _Gathered) -> Tensor:
+    return reference.attend(gathered.inputs)
+
+
+def _chunks(inputs: Inputs) -> list[slice]:
+    """Return queries that are computed together."""
+    mask, (batch, heads, n_queries, _), n_keys = inputs.mask, inputs.query.shape, inputs.key.shape[2]
+    masks = batch * heads if mask.is_adaptive else inputs.documents.query_positions.shape[0] * len(mask.heads)
+    size = max(1, min(_MOST_QUERIES, _MOST_PAIRS // max(1, masks * n_keys)))
+    return [slice(first, first + size) for first in range(0, n_queries, size)]
+
+
+def _gather(inputs: Inputs, rows: slice, dtype: torch.dtype) -> _Gathered:
+    """Return some of the queries, and of the keys those that they need, in the precision of the computation."""
+    documents, columns, allowed, features = _needed(inputs, rows)
+    key, value = (x if columns is None else x.index_select(2, columns) for x in (inputs.key, inputs.value))
+    sinks = inputs.options.sink_logits
+    options = inputs.options._replace(sink_logits=None if sinks is None else sinks.to(dtype))
+    some = Inputs(inputs.query[:, :, rows], key, value, inputs.mask, documents, options, features)
+    return _Gathered(some.to(dtype), allowed)
+
+
+def _needed(inputs: Inputs, rows: slice) -> tuple[Documents, Tensor | None, Tensor | None, Sequence[Features]]:
+    """Return documents, columns of keys (None: all), allowed pairs and features for some of the queries."""
+    mask, documents = inputs.mask, inputs.documents
     if not mask.is_adaptive:
-        return *allowed_columns(mask, documents, rows.start, rows.stop), []
+        return *allowed_columns(mask, documents, rows.start, rows.stop), ()
     documents = documents.of_queries(rows)
-    read = [one.of_queries(rows) for one in features]
-    weights = log_weights(mask, documents, query[:, :, rows], key, read)
+    features = [one.of_queries(rows) for one in inputs.features]
+    weights = log_weights(mask, documents, inputs.query[:, :, rows], inputs.key, features)
     if any(leaf.selects for leaf in mask.graded().leaves):
-        # What a query chooses is chosen among all keys.
-        return documents, None, weights, read
+        # A selection scores all keys.
+        return documents, None, weights, features
     columns = few((weights > -torch.inf).flatten(0, 2).any(0))
     if columns is None:
-        return documents, None, weights, read
-    return documents.of_keys(columns), columns, weights[..., columns], [one.of_keys(columns) for one in read]
+        return documents, None, weights, features
+    return documents.of_keys(columns), columns, weights[..., columns], [one.of_keys(columns) for one in features]

@@ -1,4 +1,4 @@
-"""One function for all backends."""
+"""`masked_attention`: one function for all backends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ..plan import Documents
 from ..plan.documents import renumbered
 from ..spec import parse_mask
 from . import compiled, operators
-from .backends import check_backend, run
+from .backends import check_backend
+from .dispatch import run
+from .inputs import Inputs, Options
 
 
 def masked_attention(
@@ -32,34 +34,33 @@ def masked_attention(
     sink_logits: Tensor | None = None,
     features: Sequence[Features] = (),
 ) -> Tensor:
-    """Attention in which query i sees key j only where the mask allows it.
+    """Attend so that query i uses key j only where the mask allows it.
 
     A query that may attend to nothing gives output 0 and gradient 0. When there are fewer queries than keys, the
     queries are the last positions. Masking adds -inf to the scores; multiplying them by 0 would leave weight exp(0).
 
     Parameters:
-        query: ``[B, Hq, Nq, D]``.
-        key: ``[B, Hkv, Nk, D]``; Hkv divides Hq.
-        value: ``[B, Hkv, Nk, Dv]``.
+        query: ``[B, H, N, D]``.
+        key: ``[B, G, M, D]``; G divides H.
+        value: ``[B, G, M, Dv]``.
         mask: a mask or its spec.
-        documents: ``[B, Nk]`` integers, the document of each key, negative for padding; or `Documents`.
+        documents: ``[B, M]`` integers, the document of each key, negative for padding; or `Documents`.
         scale: factor of the scores, any finite number; by default ``1 / sqrt(D)``.
         dropout: probability with which a weight is dropped; the caller decides whether this is training.
-        backend: ``"auto"``, or one of `BACKENDS`: ``"reference"`` (dense, obviously right), ``"sdpa"`` (PyTorch's
-            dense attention), ``"gathered"`` (dense attention to the keys that a few queries see, as in decoding),
-            ``"blockwise"`` (only what the mask allows, in plain PyTorch), ``"flex"`` (compiled FlexAttention). A
-            backend that is named runs or raises; ``"auto"`` logs what it chose, once per mask and reason.
+        backend: ``"auto"``, or one of `BACKENDS`: ``"reference"`` (the definition, dense), ``"sdpa"`` (PyTorch's dense
+            attention), ``"gathered"`` (dense attention to the keys that a few queries need, as in decoding),
+            ``"blockwise"`` (only the allowed pairs, in plain PyTorch), ``"flex"`` (compiled FlexAttention). A backend
+            that is named runs or raises; ``"auto"`` logs its choice once per mask and reason.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        sink_logits: ``[Hq]``, a learned score that takes weight and gives no value (gpt-oss).
-        features: for a mask that looks at the content: what each of its parts that learn has read of the tokens, in
-            their order; the modules of the parts make it of hidden states.
+        sink_logits: ``[H]``, a learned score that takes weight and has no value (gpt-oss).
+        features: for an adaptive mask, the features of each of its leaves that have parameters, in order; the module
+            of a leaf computes them from hidden states.
 
     Returns:
-        ``[B, Hq, Nq, Dv]``.
+        ``[B, H, N, Dv]``.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown backend or one that cannot do this, a spec that is not
-            understood.
+        ValueError: the shapes do not fit, the backend is unknown or cannot compute this, or the spec has an error.
     """
     _check_shapes(query, key, value)
     _check_options(query.shape[1], scale, dropout, softcap, sink_logits)
@@ -72,8 +73,8 @@ def masked_attention(
         name = None if described.scattered or features else _name_of(mask)
         if name is not None:
             return compiled.attend(query, key, value, name, described.encode(), backend=backend, **options)
-        return _outside(query, key, value, mask, described, backend=backend, features=features, **options)
-    return run(query, key, value, parse_mask(mask), described, backend=backend, features=features, **options)
+        return _outside((query, key, value), mask, described, features, backend, options)
+    return run(Inputs(query, key, value, parse_mask(mask), described, Options(**options), features), backend)
 
 
 @torch.compiler.disable(
@@ -81,9 +82,14 @@ def masked_attention(
     "out"
 )
 def _outside(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask | str, documents: Documents, **options: Any
+    tensors: tuple[Tensor, Tensor, Tensor],
+    mask: Mask | str,
+    documents: Documents,
+    features: Sequence[Features],
+    backend: str,
+    options: dict[str, Any],
 ) -> Tensor:
-    return run(query, key, value, parse_mask(mask), documents, **options)
+    return run(Inputs(*tensors, parse_mask(mask), documents, Options(**options), features), backend)
 
 
 @torch.compiler.assume_constant_result

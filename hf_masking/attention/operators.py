@@ -1,11 +1,12 @@
 """Operators that a compiled graph calls and the compiler does not look into.
 
-They take a mask by its name and documents as one tensor (`Documents.encode`), since an operator takes tensors, numbers
-and strings.
+An operator takes tensors, numbers and strings: so these take a mask by its name and documents as one tensor
+(`Documents.encode`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,17 +15,17 @@ from torch import Tensor
 from ..masks import Mask
 from ..plan import Documents
 from . import blockwise
-from .backends import check_heads, run
-from .operands import Scoring
+from .dispatch import run
+from .inputs import Inputs, Options, check_heads
 
 # A plan waits for the device, which a CUDA graph cannot record. The tag is younger than torch 2.8.
 _PLANS = [getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name)]
 
-MASKS: dict[str, Mask] = {}  # by the names that `name_of` gives
+MASKS: dict[str, Mask] = {}  # by their names, see `name_of`
 
 
 class _Last(NamedTuple):
-    """The documents of the last call, and what they were made of."""
+    """The documents of the last call, and the tensor that they were made of."""
 
     rows: Tensor
     n_keys: int
@@ -50,8 +51,8 @@ def documents_of(rows: Tensor, n_keys: int) -> Documents:
     for last in _last[:1]:
         if last.n_keys == n_keys and last.rows.device == rows.device and torch.equal(last.rows, rows):
             return last.documents
-    with torch.inference_mode(False):  # what is kept must serve a training step, too
-        rows = rows.clone()  # a graph uses the memory of its tensors again
+    with torch.inference_mode(False):  # a result that is remembered must serve a training step, too
+        rows = rows.clone()  # a graph reuses the memory of its tensors
         last = _Last(rows, n_keys, Documents.decode(rows, n_keys))
     _last[:] = [last]
     return last.documents
@@ -59,7 +60,7 @@ def documents_of(rows: Tensor, n_keys: int) -> Documents:
 
 @torch.library.custom_op("hf_masking::allowed", mutates_args=())
 def allowed(documents: Tensor, n_heads: int, n_keys: int, mask: str) -> Tensor:
-    """Return the pairs that a mask allows ``[B or 1, M, Q, K]``, for its M groups of query heads."""
+    """Return the pairs that a mask allows ``[B or 1, heads of the mask, N, M]``."""
     check_heads(MASKS[mask], n_heads)
     described = Documents.decode(documents, n_keys)
     return torch.stack([described.allows(member) for member in MASKS[mask].heads], dim=1)
@@ -73,26 +74,21 @@ def _(documents: Tensor, n_heads: int, n_keys: int, mask: str) -> Tensor:
 
 
 @torch.library.custom_op("hf_masking::attend", mutates_args=(), tags=_PLANS)
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sink_logits: Tensor | None,
-    documents: Tensor,
-    mask: str,
-    backend: str,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """Attend by any backend, without gradients and dropout."""
-    options: dict[str, Any] = {"dropout": 0.0, "softcap": softcap, "sink_logits": sink_logits}
-    described = documents_of(documents, key.shape[2])
-    output = run(query, key, value, MASKS[mask], described, backend=backend, scale=scale, **options)
-    return output.to(query.dtype).contiguous()
+def attend(tensors: Sequence[Tensor | None], mask: str, backend: str, scale: float, softcap: float | None) -> Tensor:
+    """Attend by any backend, without gradients and dropout.
+
+    Parameters:
+        tensors: query, key, value, sink logits and documents.
+    """
+    query, key, value, sink_logits, rows = _known(tensors)
+    options = Options(scale, softcap=softcap, sink_logits=sink_logits)
+    inputs = Inputs(query, key, value, MASKS[mask], documents_of(rows, key.shape[2]), options)
+    return run(inputs, backend).to(query.dtype).contiguous()
 
 
 @attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+def _(tensors: Sequence[Tensor | None], *_: Any) -> Tensor:
+    query, _key, value, *_others = _known(tensors)
     return query.new_empty(*query.shape[:3], value.shape[-1])
 
 
@@ -105,12 +101,14 @@ def attend_blockwise(
     documents: Tensor,
     seed: Tensor | None,
     mask: str,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
+    numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and its log-sum-exp, in the precision of the computation; differentiable."""
-    return blockwise.forward(_problem(query, key, value, sink_logits, documents, seed, mask, scale, dropout, softcap))
+    """Return the output and its log-sum-exp, in the precision of the computation; differentiable.
+
+    Parameters:
+        numbers: as `as_numbers` returns them.
+    """
+    return blockwise.forward(_problem((query, key, value, sink_logits, documents, seed), mask, numbers))
 
 
 @attend_blockwise.register_fake
@@ -124,69 +122,52 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
 
 @torch.library.custom_op("hf_masking::blockwise_backward", mutates_args=(), tags=_PLANS)
 def _blockwise_backward(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sink_logits: Tensor | None,
-    documents: Tensor,
-    seed: Tensor | None,
-    mask: str,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
+    grad_out: Tensor, out: Tensor, lse: Tensor, tensors: Sequence[Tensor | None], mask: str, numbers: Sequence[float]
 ) -> list[Tensor]:
-    """The gradients of query, key, value and, if there are any, sink logits."""
-    problem = _problem(query, key, value, sink_logits, documents, seed, mask, scale, dropout, softcap)
-    gradients, _ = blockwise.gradients(grad, problem, out, lse)
-    pairs = zip(gradients, (query, key, value, sink_logits), strict=True)
+    """Return the gradients of query, key, value and, if there are any, sink logits.
+
+    Parameters:
+        tensors: those that `attend_blockwise` takes.
+    """
+    gradients, _ = blockwise.gradients(grad_out, _problem(tensors, mask, numbers), out, lse)
+    pairs = zip(gradients, tensors, strict=False)
     return [x.to(like.dtype).contiguous() for x, like in pairs if x is not None and like is not None]
 
 
 @_blockwise_backward.register_fake
-def _(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sink_logits: Tensor | None,
-    *_: Any,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (query, key, value, sink_logits) if x is not None]
+def _(grad_out: Tensor, out: Tensor, lse: Tensor, tensors: Sequence[Tensor | None], *_: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in tensors[:4] if x is not None]
 
 
-def _problem(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sink_logits: Tensor | None,
-    documents: Tensor,
-    seed: Tensor | None,
-    mask: str,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
-) -> blockwise.Problem:
+def as_numbers(options: Options) -> list[float]:
+    """Return scale, dropout and soft cap as an operator takes them; a soft cap of 0 stands for none."""
+    return [options.scale, options.dropout, 0.0 if options.softcap is None else options.softcap]
+
+
+def _known(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """The same for the type checker, which does not know which of them may be None."""
+    return tuple(tensors)
+
+
+def _problem(tensors: Sequence[Tensor | None], mask: str, numbers: Sequence[float]) -> blockwise.Problem:
+    query, key, value, sink_logits, rows, seed = _known(tensors)
+    scale, dropout, softcap = numbers
     check_heads(MASKS[mask], query.shape[1])
-    described = documents_of(documents, key.shape[2])
-    tasks = list(blockwise.tasks_of(MASKS[mask], described, query.shape[0], query.shape[1]))
-    scoring = Scoring(scale, softcap, dropout, 0 if seed is None else int(seed))
-    return blockwise.precisely(query, key, value, sink_logits, tasks, scoring)
+    options = Options(scale, dropout, softcap or None, sink_logits)
+    inputs = Inputs(query, key, value, MASKS[mask], documents_of(rows, key.shape[2]), options)
+    return blockwise.precisely(inputs, list(blockwise.tasks_of(inputs)), 0 if seed is None else int(seed))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.mask, ctx.scale, ctx.dropout, ctx.softcap = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.mask, ctx.numbers = inputs
     ctx.save_for_backward(*output, *tensors)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _blockwise_backward(grad, *ctx.saved_tensors, ctx.mask, ctx.scale, ctx.dropout, ctx.softcap)
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    out, lse, *tensors = ctx.saved_tensors
+    gradients = _blockwise_backward(grad_out, out, lse, tensors, ctx.mask, ctx.numbers)
     of_sinks = gradients[3] if len(gradients) > 3 else None
-    return (*gradients[:3], of_sinks, *[None] * 6)
+    return (*gradients[:3], of_sinks, *[None] * 4)
 
 
-attend_blockwise.register_autograd(_backward, setup_context=_keep)
+attend_blockwise.register_autograd(_backward, setup_context=_save)

@@ -1,4 +1,4 @@
-"""Attention that also returns its probabilities, for those who look at them."""
+"""Attention that also returns its probabilities, for ``output_attentions=True``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..adaptive import Features
 from ..masks import Mask
 from ..plan import Documents
 from . import reference
-from .backends import check_heads
+from .inputs import Inputs, Options, check_heads
 from .weights import checked
 
 
@@ -26,22 +26,22 @@ def attention_with_probabilities(
     features: Sequence[Features] = (),
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attend by the dense reference, and return what it attends with. Quadratic in time and memory.
+    """Attend by the dense reference, and return its probabilities, too. Quadratic in time and memory.
 
     Parameters:
         options: ``scale``, ``dropout``, ``softcap`` and ``sink_logits``; they and the shapes are as in
             `masked_attention`.
 
     Returns:
-        The output ``[B, Hq, Nq, Dv]``, and the probabilities ``[B, Hq, Nq, Nk]`` before dropout. A row sums to 1; with
-        sink logits to less, since these take a part, and to 0 where a query may attend to nothing.
+        The output ``[B, H, N, Dv]``, and the probabilities ``[B, H, N, M]`` before dropout. A row sums to 1; with sink
+        logits to less, since these take a share, and to 0 where a query may attend to nothing.
     """
     check_heads(mask, query.shape[1])
     if mask.is_adaptive:
-        options["features"] = checked(features, mask, query, key)
+        features = checked(features, mask, query, key)
     # In half precision the probabilities of a row would not sum to 1.
     precise = torch.promote_types(query.dtype, torch.float32)
+    inputs = Inputs(query, key, value, mask, documents, Options(**options), features)
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = (x.to(precise) for x in (query, key, value))
-        output, probabilities = reference.attend_with_probabilities(q, k, v, mask, documents, **options)
+        output, probabilities = reference.attend_with_probabilities(inputs.to(precise))
     return output.to(query.dtype), probabilities.to(query.dtype)

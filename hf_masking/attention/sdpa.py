@@ -1,83 +1,61 @@
-"""PyTorch's dense attention under the same mask: the fastest way where there is little to leave out."""
+"""PyTorch's dense attention under the same mask: the fastest where the mask excludes few pairs."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..masks import Mask
-from ..plan import Documents, Lengths, is_causal
+from ..plan import DocumentMask, Lengths
 from ..plan.memory import remember
+from .inputs import Inputs
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask,
-    documents: Documents,
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
-) -> Tensor:
-    """One call for each document, `is_causal` where the mask is that; one for all where keys have gaps.
-
-    Shapes as in `masked_attention`.
-
-    Raises:
-        ValueError: a soft cap or sink logits, which SDPA does not know.
-    """
-    refuse(softcap, sink_logits)
+def attend(inputs: Inputs) -> Tensor:
+    """Attend with one call per document; with a single one, under a dense mask, if the keys have gaps."""
+    query, key, value = inputs.tensors
+    documents, options = inputs.documents, inputs.options
     if documents.scattered:
-        allowed = torch.stack([documents.allows(member) for member in mask.heads], dim=1)
-        return under_mask(query, key, value, allowed, scale=scale, dropout=dropout)
-    members = mask.heads
-    if documents.alike and len(members) == 1 and len(documents.segments) == 1:
-        segment = documents.segments[0]
-        if (segment.lengths.queries, segment.lengths.keys) == (query.shape[2], key.shape[2]):
-            return _one(query, key, value, segment.bind(mask), segment.lengths, scale, dropout)
+        allowed = torch.stack([documents.allows(member) for member in inputs.mask.heads], dim=1)
+        return under_mask(query, key, value, allowed, scale=options.scale, dropout=options.dropout)
+    if documents.alike and len(inputs.document_masks) == 1:
+        (whole,) = inputs.document_masks
+        if (whole.lengths.queries, whole.lengths.keys) == (query.shape[2], key.shape[2]):
+            return _in_document(inputs, whole)
     output = query.new_zeros(*query.shape[:3], value.shape[-1])
-    size, group = query.shape[1] // len(members), query.shape[1] // key.shape[1]
-    for segment in documents.segments:
+    for document_mask in inputs.document_masks:
+        segment, heads = document_mask.segment, document_mask.heads
         row_range = documents.rows_of(segment, len(query))
         rows = slice(row_range.start, row_range.stop)
-        for index, member in enumerate(members):
-            heads = slice(index * size, (index + 1) * size)
-            key_heads = torch.arange(heads.start, heads.stop, device=key.device) // group
-            keys, values = (x[rows, :, segment.keys] for x in (key, value))
-            if len(members) > 1:
-                keys, values = keys[:, key_heads], values[:, key_heads]
-            queries = query[rows, heads][:, :, segment.queries]
-            part = _one(queries, keys, values, segment.bind(member), segment.lengths, scale, dropout)
-            output[rows, heads, segment.queries] = part.to(output.dtype)  # under autocast they differ
-    if not documents.segments:
-        # Nothing but padding: 0 that still depends on the inputs, so that a backward finds its way.
+        keys, values = (x[rows, :, segment.keys] for x in (key, value))
+        if len(inputs.mask.heads) > 1:
+            key_heads = torch.arange(heads.start, heads.stop, device=key.device) // inputs.group
+            keys, values = keys[:, key_heads], values[:, key_heads]
+        queries = query[rows, heads][:, :, segment.queries]
+        part = _in_document(replace(inputs, query=queries, key=keys, value=values), document_mask)
+        output[rows, heads, segment.queries] = part.to(output.dtype)  # under autocast they differ
+    if not inputs.document_masks:
+        # Nothing but padding: 0 that still depends on the inputs, so that a backward pass finds its way.
         nothing = torch.ones((), dtype=torch.bool, device=query.device)
         output += sum(x.masked_fill(nothing, 0.0).sum() for x in (query, key, value))
     return output
 
 
-def refuse(softcap: float | None, sink_logits: Tensor | None) -> None:
-    """Raise a ValueError for what SDPA does not know."""
-    if softcap is not None or sink_logits is not None:
-        what = "softcap" if softcap is not None else "sink_logits"
-        raise ValueError(f"backend 'sdpa' does not know {what}; use backend='blockwise' or 'reference'")
-
-
 def under_mask(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, scale: float, dropout: float
 ) -> Tensor:
-    """Attend densely under ``allowed``: booleans or logarithms of weights ``[B, M, Q, K]``, None for every pair.
+    """Attend densely under booleans or logarithms of weights; a query that may attend to nothing gives 0.
 
-    M masks are those of as many groups of query heads. A row that sees nothing gives 0.
+    Parameters:
+        allowed: ``[B, 1, N, M]``, or one mask per group of query heads; None for every pair.
     """
     blind = None
     if allowed is not None:
         allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1) if allowed.shape[1] > 1 else allowed
-        # A softmax over nothing is not a number; these rows see everything, and are filled below.
+        # A softmax over nothing is NaN; these rows attend to everything, and are set to 0 below.
         if allowed.dtype == torch.bool:
             blind = ~allowed.any(-1, keepdim=True)
             allowed = allowed | blind
@@ -92,28 +70,34 @@ def under_mask(
     return output if blind is None else output.masked_fill(blind, 0.0)
 
 
-def _one(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, lengths: Lengths, scale: float, dropout: float
-) -> Tensor:
-    causal = is_causal(mask, lengths)
-    allowed, blind = (None, None) if causal else _dense(mask, lengths, query.device)
+def _in_document(inputs: Inputs, document_mask: DocumentMask) -> Tensor:
+    """Attend under one mask, for the queries and keys of one document."""
+    query, key, value = inputs.tensors
+    scale, causal = inputs.options.scale, document_mask.is_causal
+    allowed, blind = (None, None) if causal else _dense(document_mask.mask, document_mask.lengths, query.device)
     if causal and scale < torch.finfo(torch.float32).tiny:
         # The trap: under `is_causal` the CPU kernel multiplies its -inf by the scale, which is NaN or +inf then.
         query, scale = query * scale, 1.0
-    grouped = query.shape[1] != key.shape[1]
     output = scaled_dot_product_attention(
-        query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=allowed,
+        dropout_p=inputs.options.dropout,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=inputs.group > 1,
     )
     return output if blind is None else output.masked_fill(blind, 0.0)
 
 
 @remember(2**28, lambda dense: sum(x.nbytes for x in dense if x is not None))
 def _dense(mask: Mask, lengths: Lengths, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The mask as ``[queries, keys]``, and the rows ``[queries, 1]`` that see nothing, if there are any.
+    """Return the mask as booleans ``[N, M]``, and the rows ``[N, 1]`` that may attend to nothing, or None.
 
-    Those see everything in the mask, since a softmax over nothing is not a number; their output is to be filled.
+    In the mask those rows attend to everything, since a softmax over nothing is NaN; the caller sets them to 0.
     """
-    with torch.inference_mode(False):  # what is kept must serve a training step, too
+    with torch.inference_mode(False):  # a result that is remembered must serve a training step, too
         allowed = mask.allows(lengths.query_positions(device)[:, None], lengths.key_positions(device)[None, :])
         blind = ~allowed.any(-1, keepdim=True)
         return (allowed | blind, blind) if bool(blind.any()) else (allowed, None)

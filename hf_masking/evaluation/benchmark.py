@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..attention import automatic, masked_attention
+from ..attention import masked_attention
+from ..attention.automatic import choose
+from ..attention.inputs import Inputs, Options
 from ..masks import Causal, Mask
 from ..masks.counting import count_pairs
 from ..plan import Documents, Lengths, plan_of
@@ -144,9 +146,9 @@ def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: b
 
 
 def _auto_runs(mask: str, shape: Shape) -> str:
-    inputs = [torch.empty(1, 1, 1, shape.head_size, device=shape.device).expand(-1, -1, shape.length, -1)] * 3
+    x = torch.empty(1, 1, 1, shape.head_size, device=shape.device).expand(-1, -1, shape.length, -1)
     documents = Documents.single(shape.length, shape.length)
-    return automatic.choose(parse_mask(mask), documents, *inputs, dropout=0.0, softcap=None, sink_logits=None).backend
+    return choose(Inputs(x, x, x, parse_mask(mask), documents, Options(scale=1.0))).backend
 
 
 def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

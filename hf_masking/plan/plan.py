@@ -31,7 +31,7 @@ class Plan:
         """Pairs that are computed for each head."""
         return sum(part.touched for part in self.parts)
 
-    @property
+    @functools.cached_property
     def cost(self) -> float:
         """Time for each head, in pairs of a block of 64."""
         return sum(part.cost for part in self.parts)

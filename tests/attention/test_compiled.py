@@ -127,7 +127,7 @@ def test_a_backend_whose_gradients_leave_the_graph_says_so():
 
 
 def test_what_does_not_fit_is_refused_while_compiling():
-    with pytest.raises(RuntimeError, match="'sdpa' does not know softcap"):
+    with pytest.raises(RuntimeError, match="'sdpa' cannot compute this: it does not support softcap"):
         one_graph(backend="sdpa", softcap=2.0)(*inputs(SHORT))
     torch.compiler.reset()
     with pytest.raises(RuntimeError, match="groups of heads, which do not divide 3 query heads"):
@@ -163,10 +163,10 @@ def test_the_operators_keep_their_contracts():
     query, key, value, sinks, documents = operands(SHORT)
     free = operands(SHORT, learn=False)
     torch.library.opcheck(operators.allowed, (documents, 4, SHORT, mask))
-    torch.library.opcheck(operators.attend, (*free, mask, "auto", 0.3, 2.0))
+    torch.library.opcheck(operators.attend, (list(free), mask, "auto", 0.3, 2.0))
     for seed, dropout in ((None, 0.0), (torch.tensor(5), 0.2)):
         torch.library.opcheck(
-            operators.attend_blockwise, (query, key, value, sinks, documents, seed, mask, 0.3, dropout, 2.0)
+            operators.attend_blockwise, (query, key, value, sinks, documents, seed, mask, [0.3, dropout, 2.0])
         )
 
 

@@ -241,7 +241,7 @@ def test_enough_blocks_and_the_longest_spans_are_causal():
 def test_more_is_refused_in_words():
     problem = Problem("adaptive_span:max=40")
     for backend in ("sdpa", "flex"):
-        with pytest.raises(ValueError, match=f"backend '{backend}' computes no adaptive mask"):
+        with pytest.raises(ValueError, match=f"'{backend}' cannot compute this: it does not compute adaptive masks"):
             problem.output(backend)
     problem.features = []
     with pytest.raises(ValueError, match="'adaptive_span:max=40' needs features= of adaptive_span:max=40, got 0"):

@@ -20,6 +20,13 @@ from ..families import CONFIGS, build
 FAULTS = {}
 
 
+def attend_filled(inputs, fill):
+    """Dense attention with another score in place of -inf for excluded pairs, and no care for empty rows."""
+    key, value = (x.repeat_interleave(inputs.group, 1) for x in (inputs.key, inputs.value))
+    scores = inputs.query @ key.mT * inputs.options.scale
+    return scores.masked_fill(~inputs.documents.allows(inputs.mask)[:, None], fill).softmax(-1) @ value
+
+
 def fault(plant):
     FAULTS[plant.__name__] = plant
     return plant
@@ -140,11 +147,8 @@ def rows_of_the_batch_mixed_up(monkeypatch, model):
 def empty_rows_average_everything(monkeypatch, model):
     """A large negative number in place of -inf: a row that may see nothing sees everything."""
 
-    def attend(query, key, value, mask, documents, *, scale, **options):
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scores = (query @ key.mT * scale).masked_fill(~documents.allows(mask)[:, None], -1e9)
-        return scores.softmax(-1) @ value
+    def attend(inputs):
+        return attend_filled(inputs, -1e9)
 
     monkeypatch.setitem(BACKENDS, "reference", Backend(attend))
 
@@ -153,11 +157,8 @@ def empty_rows_average_everything(monkeypatch, model):
 def not_a_number(monkeypatch, model):
     """What softmax gives for a row that may see nothing, if nobody looks."""
 
-    def attend(query, key, value, mask, documents, *, scale, **options):
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scores = (query @ key.mT * scale).masked_fill(~documents.allows(mask)[:, None], -torch.inf)
-        return scores.softmax(-1) @ value
+    def attend(inputs):
+        return attend_filled(inputs, -torch.inf)
 
     monkeypatch.setitem(BACKENDS, "reference", Backend(attend))
 

@@ -1,0 +1,36 @@
+"""The way from a call's inputs to the backend that computes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import automatic
+from .backends import BACKENDS, require
+from .inputs import Inputs, check_heads
+from .weights import checked
+
+
+def run(inputs: Inputs, backend: str) -> Tensor:
+    """Attend by the backend of this name, or by the one that ``"auto"`` chooses.
+
+    Raises:
+        ValueError: the backend cannot compute this, or the mask is for another number of query heads.
+    """
+    mask, device = inputs.mask, inputs.query.device.type
+    check_heads(mask, inputs.query.shape[1])
+    if backend == "auto":
+        choice = automatic.choose(inputs)
+        automatic.log(choice, mask)
+        backend = choice.backend
+    require(backend, inputs)
+    if mask.is_adaptive:
+        inputs = replace(inputs, features=checked(inputs.features, mask, inputs.query, inputs.key))
+    elif inputs.features:
+        raise ValueError(f"'{mask}' is not adaptive and takes no features; leave features= out")
+    # Which blocks are selected must not depend on the backend, as it would if some products were in half precision.
+    autocast = torch.is_autocast_enabled(device) and not mask.is_adaptive
+    with torch.autocast(device, enabled=autocast):
+        return BACKENDS[backend].attend(inputs)
