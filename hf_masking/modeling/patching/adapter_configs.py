@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +86,9 @@ def _mark(config: Any, carried: _Carried) -> None:
 
 
 def _release(config: Any) -> None:
-    config.__class__ = config.plain
-    delattr(config, KEY)
+    if isinstance(config, _Masked):
+        config.__class__ = config.plain
+        delattr(config, KEY)
 
 
 def follow(base: nn.Module) -> list[RemovableHandle]:
@@ -102,9 +104,10 @@ def give(model: nn.Module, patch: Patch) -> None:
 
 def take_back(patch: Patch) -> None:
     """Save the adapters without a mask from now on."""
-    for config in patch.adapters:
+    for config in [*patch.adapters, *patch.borrowed]:
         _release(config)
     patch.adapters.clear()
+    patch.borrowed.clear()
 
 
 def _give(configs: Any, patch: Patch, lost: tuple[str, ...] = ()) -> None:
@@ -118,7 +121,14 @@ def _give(configs: Any, patch: Patch, lost: tuple[str, ...] = ()) -> None:
 
 def _before_forward(base: nn.Module, args: tuple[Any, ...]) -> None:
     if not torch.compiler.is_compiling():
+        _give_back(vars(base)[ATTRIBUTE])
         _give(vars(base).get(_CONFIGS), vars(base)[ATTRIBUTE])
+
+
+def _give_back(patch: Patch) -> None:
+    """Release what a save has marked and not written, since it failed."""
+    while patch.borrowed:
+        _release(patch.borrowed.pop())
 
 
 def _before_saving(base: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -128,11 +138,26 @@ def _before_saving(base: nn.Module, prefix: str, keep_vars: bool) -> None:
             logger.warning("PEFT saves prompts without the mask of the model inside; patch_model(peft_model, mask)")
         return
     held, lost = list(configs.values()), _lost(base)
+    _give_back(patch)
     _give(configs, patch, lost)
+    if not _is_peft_saving():
+        return
     for config, own in zip(held, configs.values(), strict=True):
         if config is not own:
             # PEFT asks for the weights when it has the config in hand already.
+            patch.borrowed.append(config)
             _mark(config, _Carried(patch.settings.to_json(), lost, once=True))
+
+
+def _is_peft_saving() -> bool:
+    """Return whether this thread is inside `PeftModel.save_pretrained`: others, too, ask for a state dict."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "save_pretrained" and module.partition(".")[0] == "peft":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _lost(base: nn.Module) -> tuple[str, ...]:

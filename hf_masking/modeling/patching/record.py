@@ -23,6 +23,7 @@ class Patch:
 
     learned: for each layer the modules of its mask, by leaf, where that looks at the content.
     adapters: the configs of PEFT's adapters, which are saved with the mask.
+    borrowed: configs of the user's own that a save has marked, until PEFT has written them.
     """
 
     settings: Settings
@@ -31,6 +32,7 @@ class Patch:
     hooks: list[RemovableHandle]
     learned: dict[int, dict[AdaptiveMask, nn.Module]]
     adapters: list[Any] = field(default_factory=list)
+    borrowed: list[Any] = field(default_factory=list)
 
 
 def find_patch(model: nn.Module) -> Patch | None:

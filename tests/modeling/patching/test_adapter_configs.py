@@ -118,6 +118,38 @@ def test_a_config_for_several_models_carries_the_mask_of_one(base, tmp_path, for
     assert type(config) is peft.LoraConfig and "hf_masking" not in config.to_dict()
 
 
+@pytest.mark.parametrize("asked", ["a state dict", "a save that fails"])
+def test_a_config_is_not_marked_for_others(base, tmp_path, asked, monkeypatch):
+    """Trainers ask for a state dict; a disk is full. Then the same LoraConfig is used for a model without a mask."""
+    config = lora()
+    model = peft.get_peft_model(patch_model(dense(base), MASK, check=False), config)
+    if asked == "a state dict":
+        model.state_dict()
+    else:
+        monkeypatch.setattr("peft.peft_model.safe_save_file", full_disk)
+        with pytest.raises(OSError, match="full"):
+            model.save_pretrained(tmp_path)
+        monkeypatch.undo()
+        logits(model)
+    assert type(config) is peft.LoraConfig and vars(config).keys() == vars(lora()).keys()
+    assert saved(peft.get_peft_model(dense(base), config), tmp_path) is None
+    assert saved(model, tmp_path)["mask"] == MASK
+
+
+def full_disk(*_args, **_kwargs):
+    raise OSError("the disk is full")
+
+
+def test_unpatching_takes_back_what_a_save_has_left(base, tmp_path, monkeypatch):
+    config = lora()
+    model = peft.get_peft_model(patch_model(dense(base), MASK, check=False), config)
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full_disk)
+    with pytest.raises(OSError, match="full"):
+        model.save_pretrained(tmp_path)
+    unpatch_model(model)
+    assert type(config) is peft.LoraConfig and vars(config).keys() == vars(lora()).keys()
+
+
 def test_copies_carry_it_too(base, tmp_path):
     model = adapted(base)
     logits(model)
