@@ -52,7 +52,7 @@ loss.backward()
 optimizer.step()
 seconds = time.perf_counter() - started
 
-plan = plan_of(parse_mask(MASK), Lengths(0, LENGTH, 0, LENGTH))
+plan = plan_of(parse_mask(MASK).union, Lengths(0, LENGTH, 0, LENGTH))
 scores = LENGTH**2 * config.num_attention_heads * 4
 print(f"{MASK}, {LENGTH:,} tokens: loss {loss.item():.3f} after one step of {seconds:.1f} s")
 print(f"peak memory {peak_memory() / 2**30:.1f} GiB; the scores of one dense layer alone: {scores / 2**30:,.0f} GiB")

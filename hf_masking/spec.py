@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .adaptive import ADAPTIVE
-from .masks import FOREVER, PATTERNS, Difference, Intersection, Mask, PerHead, Union
-from .masks.compositions import MAX_DEPTH
+from .masks import FOREVER, PATTERNS, Difference, HeadMasks, Intersection, MaskExpression, Pattern, Union
+from .masks.heads import compose
+from .masks.mask import MAX_DEPTH
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
-MASKS: dict[str, type[Mask]] = {**PATTERNS, **ADAPTIVE}  # by the names that a spec may use
+MASKS: dict[str, type[Pattern]] = {**PATTERNS, **ADAPTIVE}  # by the names that a spec may use
 MAX_LENGTH = 10_000  # characters of a spec: one comes from anywhere, and must not cost minutes to read
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
@@ -40,7 +41,7 @@ class _Token(NamedTuple):
     place: int
 
 
-def register_mask(pattern: type[Mask]) -> type[Mask]:
+def register_mask(pattern: type[Pattern]) -> type[Pattern]:
     """Let the spec language know a mask of your own under its ``name``; usable as a decorator.
 
     Raises:
@@ -49,20 +50,20 @@ def register_mask(pattern: type[Mask]) -> type[Mask]:
     name = getattr(pattern, "name", None)
     if not isinstance(name, str) or not re.fullmatch("[a-z_]+", name):
         raise ValueError(f"{pattern.__name__}.name must be made of small letters and underscores, got {name!r}")
-    if name == PerHead.name or MASKS.get(name, pattern) is not pattern:
+    if name == HeadMasks.name or MASKS.get(name, pattern) is not pattern:
         raise ValueError(f"a mask named {name!r} is known already; give {pattern.__name__} another name")
     MASKS[name] = pattern
     return pattern
 
 
-def parse_mask(spec: str | Mask) -> Mask:
+def parse_mask(spec: str | MaskExpression) -> MaskExpression:
     """Return the mask that a spec such as ``"window:256|sinks:4"`` stands for; a mask is returned as it is.
 
     Raises:
         ValueError: neither a spec nor a mask.
         MaskSyntaxError: the spec is not understood; the message shows the place.
     """
-    if isinstance(spec, Mask):
+    if isinstance(spec, MaskExpression):
         return spec
     if not isinstance(spec, str):
         raise ValueError(f"a mask is a Mask or a spec such as 'window:256|sinks:4', got {spec!r}")
@@ -75,7 +76,7 @@ def parse_mask(spec: str | Mask) -> Mask:
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(spec: str) -> Mask:
+def _parse(spec: str) -> MaskExpression:
     return _Parser(spec).parse()
 
 
@@ -107,31 +108,31 @@ class _Parser:
     def token(self) -> _Token:
         return self.tokens[self.next]
 
-    def parse(self) -> Mask:
+    def parse(self) -> MaskExpression:
         mask = self.union()
         if self.token.kind != "end":
             raise self.error(f"expected '|', '&', '-' or the end, got {self.token.text!r}")
         return mask
 
-    def union(self) -> Mask:
+    def union(self) -> MaskExpression:
         members = [self.intersection()]
         while self.accept("|"):
             members.append(self.intersection())
-        return self.build(Union.of, *members) if len(members) > 1 else members[0]
+        return self.build(compose, Union, *members) if len(members) > 1 else members[0]
 
-    def intersection(self) -> Mask:
+    def intersection(self) -> MaskExpression:
         members = [self.difference()]
         while self.accept("&"):
             members.append(self.difference())
-        return self.build(Intersection.of, *members) if len(members) > 1 else members[0]
+        return self.build(compose, Intersection, *members) if len(members) > 1 else members[0]
 
-    def difference(self) -> Mask:
+    def difference(self) -> MaskExpression:
         mask = self.atom()
         while self.accept("-"):
-            mask = self.build(Difference.of, mask, self.atom())
+            mask = self.build(compose, Difference, mask, self.atom())
         return mask
 
-    def atom(self) -> Mask:
+    def atom(self) -> MaskExpression:
         if self.accept("("):
             self.enter()
             mask = self.union()
@@ -142,9 +143,9 @@ class _Parser:
         if self.token.kind != "name":
             hint = " (numbers are unsigned; '-' takes a mask away)" if self.token.text == "-" else ""
             raise self.error(f"expected a mask such as 'window:256', got {self.token.text or 'the end'!r}{hint}")
-        return self.per_head() if self.token.text == PerHead.name else self.pattern()
+        return self.heads() if self.token.text == HeadMasks.name else self.pattern()
 
-    def per_head(self) -> Mask:
+    def heads(self) -> MaskExpression:
         self.advance()
         if not self.accept("["):
             raise self.error(f"expected '[' as in 'heads[window:64; causal]', got {self.token.text or 'the end'!r}")
@@ -155,18 +156,20 @@ class _Parser:
         if not self.accept("]"):
             raise self.error(f"expected ';' or ']', got {self.token.text or 'the end'!r}")
         self.nesting -= 1
-        return self.build(PerHead, tuple(masks))
+        return self.build(HeadMasks, tuple(masks))
 
     def enter(self) -> None:
         self.nesting += 1
         if self.nesting > MAX_DEPTH:
             raise self.error(f"parentheses nest more than {MAX_DEPTH} deep")
 
-    def pattern(self) -> Mask:
+    def pattern(self) -> MaskExpression:
         name, patterns = self.advance(), MASKS
         if name.text not in patterns:
-            nearest = difflib.get_close_matches(name.text, [*patterns, PerHead.name], n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(patterns)}, {PerHead.name}[...]"
+            nearest = difflib.get_close_matches(name.text, [*patterns, HeadMasks.name], n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(patterns)}, {HeadMasks.name}[...]"
+            )
             raise self.error(f"unknown mask {name.text!r}; {hint}", name)
         arguments: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -213,7 +216,7 @@ class _Parser:
         self.next += token.kind != "end"
         return token
 
-    def build(self, composition: Callable[..., Mask], *operands: Any) -> Mask:
+    def build(self, composition: Callable[..., MaskExpression], *operands: Any) -> MaskExpression:
         try:
             return composition(*operands)
         except ValueError as error:

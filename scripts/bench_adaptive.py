@@ -90,7 +90,7 @@ def computed_over_allowed(mask: str, tensors: list[Tensor], features: list[Featu
     leaf = parse_mask(mask)
     document = Document(segment, tensors[0][0].detach(), tensors[1][0].detach(), read or (Features(),))
     computed = 0
-    for heads, parts in parts_by_heads(leaf, document):
+    for heads, parts in parts_by_heads(leaf.union, document):
         computed += (heads.stop - heads.start) * sum(part.touched for part in parts)
     positions = torch.arange(length)
     if isinstance(leaf, TopBlocks):

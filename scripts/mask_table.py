@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_masking import effective_mask, parse_mask, patch_model
 from hf_masking.files import written_aside
-from hf_masking.masks import Causal, Mask, Tile
+from hf_masking.masks import Causal, MaskExpression, Tile
 from hf_masking.masks.counting import count_pairs, keys_kept
 from hf_masking.plan import Lengths, plan_of
 
@@ -83,7 +83,7 @@ def table() -> str:
 
 
 @functools.cache
-def pairs(mask: Mask) -> float:
+def pairs(mask: MaskExpression) -> float:
     """What a mask allows of 4,096 tokens, mean over heads; where the content decides, in a small untrained model."""
     if not mask.is_adaptive:
         return sum(count_pairs(member, LENGTH) for member in mask.heads) / len(mask.heads)
@@ -97,14 +97,14 @@ def pairs(mask: Mask) -> float:
     return int(seen.sum())
 
 
-def _computed(mask: Mask) -> float:
+def _computed(mask: MaskExpression) -> float:
     """Pairs that the plan computes over those that the mask allows, over all heads."""
     lengths = Lengths(0, LENGTH, 0, LENGTH)
     computed = sum(plan_of(member, lengths).touched for member in mask.heads)
     return computed / (pairs(mask) * len(mask.heads))
 
 
-def _tiles(mask: Mask) -> float:
+def _tiles(mask: MaskExpression) -> float:
     """The tiles with a pair in them, mean over heads."""
     low = torch.arange(0, LENGTH, FLEX_TILE)
     q, k = low[:, None], low[None]

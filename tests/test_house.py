@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_masking"
-FLOORS = ["masks", "adaptive", "plan", "attention", "modeling", "evaluation", "training", "comparison", "cli"]
+FLOORS = ["masks", "adaptive", "spec", "plan", "attention", "modeling", "evaluation", "training", "comparison", "cli"]
+
+# Imports that still close a circle. Whoever breaks the circle deletes its line; no line is ever added.
+CLOSING = {
+    ("hf_masking.cli.commands.bench", "hf_masking.cli.bench"),
+    ("hf_masking.cli.commands.check", "hf_masking.cli.check"),
+    ("hf_masking.cli.commands.eval", "hf_masking.cli.eval"),
+    ("hf_masking.cli.commands.finetune", "hf_masking.cli.finetune"),
+    ("hf_masking.cli.commands.generate", "hf_masking.cli.generate"),
+    ("hf_masking.cli.commands.show", "hf_masking.cli.show"),
+    ("hf_masking.cli.failures", "hf_masking.cli.main"),
+    ("hf_masking.modeling.checking.refusals", "hf_masking.modeling.api"),
+    ("hf_masking.modeling.checking.rounding", "hf_masking.modeling.api"),
+}
 
 
 def imported(text, folder=()):
@@ -30,7 +43,7 @@ def used_of_torch(text):
 
 
 def floor_of(name):
-    """The floor that an imported name belongs to, or None."""
+    """The floor that a module or an imported name belongs to, or None."""
     package, *rest = name
     return FLOORS.index(rest[0]) if package == PACKAGE.name and rest and rest[0] in FLOORS else None
 
@@ -41,6 +54,51 @@ def points_down(text, folder):
     return all(floor is None or floor <= FLOORS.index(folder[0]) for floor in floors)
 
 
+def modules():
+    """The text and the folder of each module of the package, by name; a package is named as its folder."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(name[:-1] if name[-1] == "__init__" else name)] = path.read_text(), name[1:-1]
+    return found
+
+
+def without_type_checking(text):
+    """A module without what only type checkers run."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def import_graph(modules):
+    """For each module those that it imports, also inside functions."""
+    graph = {}
+    for module, (text, folder) in modules.items():
+        names = imported(without_type_checking(text), folder)
+        prefixes = ([".".join(name[:n]) for n in range(len(name), 0, -1)] for name in names)
+        # `from .a import b` imports the module a.b if there is one, else the module a.
+        graph[module] = {next((prefix for prefix in some if prefix in modules), module) for some in prefixes} - {module}
+    return graph
+
+
+def reachable(graph, start):
+    """The modules that a module imports, directly or through others."""
+    seen, waiting = set(), [start]
+    while waiting:
+        new = graph[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def circles(graph):
+    """The imports that lie on a circle."""
+    reach = {module: reachable(graph, module) for module in graph}
+    return {(one, other) for one, targets in graph.items() for other in targets if one in reach[other]}
+
+
 def knows_modules(text):
     """Whether a module uses Transformers, accelerate or `torch.nn`."""
     names = [*imported(text), *used_of_torch(text)]
@@ -48,10 +106,37 @@ def knows_modules(text):
 
 
 def test_imports_point_one_way():
-    paths = [path for floor in FLOORS for path in (PACKAGE / floor).rglob("*.py")]
-    assert len(paths) > 100
-    up = [path for path in paths if not points_down(path.read_text(), path.relative_to(PACKAGE).parts[:-1])]
-    assert up == []
+    floors = {
+        name: (text, folder) for name, (text, folder) in modules().items() if floor_of(name.split(".")) is not None
+    }
+    assert len(floors) > 100
+    assert [
+        name for name, (text, folder) in floors.items() if not points_down(text, folder or (name.split(".")[1],))
+    ] == []
+
+
+def test_imports_have_no_circles():
+    graph = import_graph(modules())
+    without = {one: {other for other in targets if (one, other) not in CLOSING} for one, targets in graph.items()}
+    assert circles(without) == set()
+
+
+@pytest.mark.parametrize("one,other", sorted(CLOSING))
+def test_what_is_listed_still_closes_a_circle(one, other):
+    assert (one, other) in circles(import_graph(modules())), "delete its line above"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from . import b", "from .b import x", "import hf_masking.masks.b", "from hf_masking.masks import b",
+     "def f():\n    from .b import x"],
+)  # fmt: skip
+def test_a_circle_is_seen(text):
+    package = {"hf_masking.masks.a": (text, ("masks",)), "hf_masking.masks.b": ("from .a import y", ("masks",))}
+    assert circles(import_graph(package)) == {tuple(package), tuple(package)[::-1]}
+    for harmless in ("import b", f"if TYPE_CHECKING:\n    {text}" if "def" not in text else ""):
+        package["hf_masking.masks.a"] = harmless, ("masks",)
+        assert circles(import_graph(package)) == set()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..masks import Causal, Mask
-from ..masks.graded import Graded
+from ..masks import Causal, Mask, Pattern
+from ..masks.normal_form import NormalForm
 
 TILE = 64  # queries, and keys, of the tiles that are skipped if no weight in them counts
 
@@ -55,7 +55,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class AdaptiveMask(Mask):
+class AdaptiveMask(Pattern):
     """The content decides the weight of a pair: a number f from 0 to 1 with which its attention weight is multiplied.
 
     To multiply the weights of a softmax by f and to renormalise is the same as to add log f to its scores, which is how
@@ -76,8 +76,8 @@ class AdaptiveMask(Mask):
     def is_adaptive(self) -> bool:
         return True
 
-    def graded(self) -> Graded:
-        return Graded(leaves=(self,), domain=self.envelope)
+    def normal_form(self) -> NormalForm:
+        return NormalForm(leaves=(self,), domain=self.envelope)
 
     @property
     def envelope(self) -> Mask:
@@ -131,15 +131,6 @@ class AdaptiveMask(Mask):
         """The keys that later queries may read, as a static mask: what a cache keeps."""
         return self.envelope
 
-    def allows(self, q: Tensor, k: Tensor) -> NoReturn:
-        self._refuse()
-
-    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> NoReturn:
-        self._refuse()
-
-    def intervals(self, q: Tensor) -> NoReturn:
-        self._refuse()
-
     def last_reader(self, k: Tensor) -> Tensor:
         return self.envelope.last_reader(k)
 
@@ -153,7 +144,8 @@ class AdaptiveMask(Mask):
         # What has no default comes first in the fields and is always shown.
         return f"{self.name}:{','.join(arguments)}" if arguments else self.name
 
-    def _refuse(self) -> NoReturn:
+    def strips(self) -> NoReturn:
+        """Refuse every question about pairs: all their answers follow from strips."""
         raise ValueError(
             f"what '{self}' allows depends on the content; effective_mask(model, ...) shows it for a batch"
         )

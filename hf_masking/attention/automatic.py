@@ -6,7 +6,7 @@ import functools
 import logging
 from typing import NamedTuple
 
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import DocumentMask
 from .backends import why_not
 from .inputs import Inputs
@@ -76,11 +76,11 @@ def _estimate(document_mask: DocumentMask) -> _Estimate:
     return _Estimate(pairs * _DENSE_COST - document_mask.plan.cost, reason)
 
 
-def log(choice: Choice, mask: Mask) -> None:
+def log(choice: Choice, mask: MaskExpression) -> None:
     """Log a choice once per mask and reason."""
     _log_once(choice, mask)
 
 
 @functools.lru_cache(maxsize=1024)
-def _log_once(choice: Choice, mask: Mask) -> None:
+def _log_once(choice: Choice, mask: MaskExpression) -> None:
     logger.info("backend 'auto' runs %r for '%s': %s", choice.backend, mask, choice.reason)

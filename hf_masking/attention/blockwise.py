@@ -107,7 +107,7 @@ def _adaptive_tasks(inputs: Inputs) -> Iterator[Task]:
         for row in inputs.documents.rows_of(segment, len(query)):
             read = tuple(_of_document(one, row, segment) for one in inputs.features)
             document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
-            for heads, parts in content.parts_by_heads(inputs.mask, document):
+            for heads, parts in content.parts_by_heads(inputs.mask.union, document):
                 yield Task(row, segment, parts, heads)
 
 
@@ -121,7 +121,7 @@ def _reads(inputs: Inputs, dtype: torch.dtype) -> list[_Read]:
     """What the leaves that give weights have read, for each head and token."""
     mask, features, query = inputs.mask, inputs.features, inputs.query
     reads: list[_Read] = []
-    for leaf, read in zip(mask.graded().leaves if mask.is_adaptive else (), features, strict=True):
+    for leaf, read in zip(mask.leaves if mask.is_adaptive else (), features, strict=True):
         if not leaf.selects:
             assert read.query is not None
             of_queries = read.query.to(dtype).expand(*query.shape[:3], -1).contiguous()

@@ -7,14 +7,14 @@ import functools
 import torch
 from torch import Tensor
 
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 
 
 # All layers of a forward that have the same mask ask for the same columns.
 @functools.lru_cache(maxsize=4)
 def allowed_columns(
-    mask: Mask, documents: Documents, first: int, stop: int
+    mask: MaskExpression, documents: Documents, first: int, stop: int
 ) -> tuple[Documents, Tensor | None, Tensor | None]:
     """Return what the queries from ``first`` to ``stop`` need under a static mask.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adaptive import Features
 from ..masks import Causal, Mask, SlidingWindow
-from ..masks.graded import Graded
+from ..masks.normal_form import NormalForm
 from ..plan import Part, Segment, Selected, plan_of
 from ..plan.selected import selected
 from ..plan.weighted import weighted_blocks, weighted_tiles
@@ -37,7 +37,7 @@ class Document:
 
 def parts_by_heads(mask: Mask, document: Document) -> Iterator[tuple[slice, tuple[Part | Selected, ...]]]:
     """The parts of some query heads after the other."""
-    graded = document.segment.bind(mask).graded()
+    graded = document.segment.bind(mask).normal_form()
     chosen = _chosen(graded, document)
     lanes = [
         leaf.lanes(read, len(document.query), document.group)
@@ -50,7 +50,7 @@ def parts_by_heads(mask: Mask, document: Document) -> Iterator[tuple[slice, tupl
 
 
 def _parts(
-    graded: Graded, document: Document, heads: slice, chosen: list[Selected | None] | None
+    graded: NormalForm, document: Document, heads: slice, chosen: list[Selected | None] | None
 ) -> Iterator[Part | Selected]:
     lengths = document.segment.lengths
     sure = _with_certain(graded, document, heads)
@@ -77,7 +77,7 @@ def _parts(
         yield from weighted_blocks(sure.rest, lengths, reach)
 
 
-def _with_certain(graded: Graded, document: Document, heads: slice) -> Graded:
+def _with_certain(graded: NormalForm, document: Document, heads: slice) -> NormalForm:
     """The same, with what the leaves are sure of."""
     assert graded.domain is not None
     certain: Mask | None = None
@@ -92,7 +92,7 @@ def _with_certain(graded: Graded, document: Document, heads: slice) -> Graded:
     return replace(graded, full=certain if graded.full is None else graded.full | certain)
 
 
-def _chosen(graded: Graded, document: Document) -> list[Selected | None] | None:
+def _chosen(graded: NormalForm, document: Document) -> list[Selected | None] | None:
     """What the queries choose, for each key head; None where no leaf lets them."""
     leaf = next((leaf for leaf in graded.leaves if leaf.selects), None)
     if leaf is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..masks import Mask, Tile
+from ..masks import Mask, MaskExpression, Tile
 from ..plan import Documents
 from ..plan.memory import remember
 from ..plan.tiles import tiles_of_batch
@@ -39,7 +39,7 @@ def attend(inputs: Inputs) -> Tensor:
 def limit(inputs: Inputs) -> str | None:
     """Return why FlexAttention cannot compute these inputs, for other reasons than their options; None if it can."""
     query, value = inputs.query, inputs.value
-    if not inputs.mask.is_bound:
+    if inputs.mask.needs:
         return "the mask differs from row to row"
     if query.dtype == torch.float64:
         return "it does not compute in float64"
@@ -60,7 +60,9 @@ def _shape_class(query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tuple[Any, ...]) -> Callable[..., Tensor]:
+def _compiled(
+    mask: MaskExpression, softcap: float | None, dynamic: bool, shape_class: tuple[Any, ...]
+) -> Callable[..., Tensor]:
     """Return FlexAttention compiled for one mask and one class of shapes."""
 
     def bend(score: Tensor, *_: Tensor) -> Tensor:
@@ -85,12 +87,12 @@ def _compiled(mask: Mask, softcap: float | None, dynamic: bool, shape_class: tup
 
 
 @remember(2**26, lambda block_mask: sum(x.nbytes for x in block_mask.as_tuple() if isinstance(x, Tensor)))
-def _block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
+def _block_mask(mask: MaskExpression, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
     with torch.inference_mode(False):  # a result that is remembered must serve a training step, too
         return _make_block_mask(mask, documents, n_heads, device)
 
 
-def _make_block_mask(mask: Mask, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
+def _make_block_mask(mask: MaskExpression, documents: Documents, n_heads: int, device: torch.device) -> BlockMask:
     tiles = torch.stack([tiles_of_batch(member, documents, _BLOCK) for member in mask.heads], dim=1).to(device)
     if len(mask.heads) > 1:
         tiles = tiles.repeat_interleave(n_heads // len(mask.heads), dim=1)
@@ -109,7 +111,7 @@ def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.sum(-1).to(torch.int32), order.to(torch.int32)
 
 
-def _token_mask(mask: Mask, documents: Documents, n_heads: int) -> Callable[..., Tensor]:
+def _token_mask(mask: MaskExpression, documents: Documents, n_heads: int) -> Callable[..., Tensor]:
     members = [_as_graph(member, documents.key_ids.device) for member in mask.heads]
     size = n_heads // len(members)
     query_positions, query_ids = documents.query_positions, documents.query_ids

@@ -85,7 +85,7 @@ def _needed(inputs: Inputs, rows: slice) -> tuple[Documents, Tensor | None, Tens
     documents = documents.of_queries(rows)
     features = [one.of_queries(rows) for one in inputs.features]
     weights = log_weights(mask, documents, inputs.query[:, :, rows], inputs.key, features)
-    if any(leaf.selects for leaf in mask.graded().leaves):
+    if any(leaf.selects for leaf in mask.leaves):
         # A selection scores all keys.
         return documents, None, weights, features
     columns = few((weights > -torch.inf).flatten(0, 2).any(0))

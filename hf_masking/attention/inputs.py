@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import DocumentMask, Documents, document_masks
 
 
@@ -44,7 +44,7 @@ class Inputs:
     query: Tensor
     key: Tensor
     value: Tensor
-    mask: Mask
+    mask: MaskExpression
     documents: Documents
     options: Options
     features: Sequence[Features] = ()
@@ -77,7 +77,7 @@ class Inputs:
         return tuple(document_masks(self.mask, self.documents, self.query.shape[1]))
 
 
-def check_heads(mask: Mask, n_heads: int) -> None:
+def check_heads(mask: MaskExpression, n_heads: int) -> None:
     """Raise a ValueError unless the mask's groups of heads divide the number of query heads."""
     if n_heads % len(mask.heads):
         raise ValueError(

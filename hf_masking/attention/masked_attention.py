@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 from ..plan.documents import renumbered
 from ..spec import parse_mask
@@ -24,7 +24,7 @@ def masked_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Mask | str,
+    mask: MaskExpression | str,
     *,
     documents: Tensor | Documents | None = None,
     scale: float | None = None,
@@ -83,7 +83,7 @@ def masked_attention(
 )
 def _outside(
     tensors: tuple[Tensor, Tensor, Tensor],
-    mask: Mask | str,
+    mask: MaskExpression | str,
     documents: Documents,
     features: Sequence[Features],
     backend: str,
@@ -93,7 +93,7 @@ def _outside(
 
 
 @torch.compiler.assume_constant_result
-def _name_of(mask: Mask | str) -> str | None:
+def _name_of(mask: MaskExpression | str) -> str | None:
     return operators.name_of(parse_mask(mask))
 
 

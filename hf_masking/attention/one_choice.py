@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..adaptive import Features
-from ..masks import BlockLocal, Causal, Mask
-from ..masks.graded import Graded
+from ..masks import BlockLocal, Causal, Mask, MaskExpression
+from ..masks.normal_form import NormalForm
 from ..plan import Documents
 from .columns import allowed_columns
 
 
-def can_do(mask: Mask, documents: Documents, query: Tensor, features: Sequence[Features]) -> bool:
+def can_do(mask: MaskExpression, documents: Documents, query: Tensor, features: Sequence[Features]) -> bool:
     """Whether there is one query a row and nothing but a choice to make, from summaries that a cache has kept."""
     if not mask.is_adaptive or query.shape[2] != 1 or len(features) != 1:
         return False
@@ -27,7 +27,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Mask,
+    mask: MaskExpression,
     documents: Documents,
     features: Sequence[Features],
     *,
@@ -36,7 +36,7 @@ def attend(
 ) -> Tensor:
     """Shapes as in `masked_attention`."""
     # What is marked was marked in full when it came: a single query that follows sees no more of it.
-    graded = mask.bind(()).graded()
+    graded = mask.unmarked.normal_form()
     (leaf,), summaries = graded.leaves, features[0].summaries
     assert summaries is not None
     batch, key_heads, count = key.shape[:3]
@@ -68,7 +68,7 @@ def attend(
 
 
 @functools.lru_cache(maxsize=64)
-def _sure(graded: Graded, block: int) -> Mask:
+def _sure(graded: NormalForm, block: int) -> Mask:
     """What is seen without a choice: a query's own block is one of them."""
     assert graded.domain is not None
     own = BlockLocal(block) & graded.domain

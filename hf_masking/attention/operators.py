@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 from . import blockwise
 from .dispatch import run
@@ -21,7 +21,7 @@ from .inputs import Inputs, Options, check_heads
 # A plan waits for the device, which a CUDA graph cannot record. The tag is younger than torch 2.8.
 _PLANS = [getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name)]
 
-MASKS: dict[str, Mask] = {}  # by their names, see `name_of`
+MASKS: dict[str, MaskExpression] = {}  # by their names, see `name_of`
 
 
 class _Last(NamedTuple):
@@ -35,7 +35,7 @@ class _Last(NamedTuple):
 _last: list[_Last] = []
 
 
-def name_of(mask: Mask) -> str | None:
+def name_of(mask: MaskExpression) -> str | None:
     """Return the name by which the operators know a mask; None for an adaptive one, which they do not compute."""
     if mask.is_adaptive:
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 from . import reference
 from .inputs import Inputs, Options, check_heads
@@ -20,7 +20,7 @@ def attention_with_probabilities(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Mask,
+    mask: MaskExpression,
     documents: Documents,
     *,
     features: Sequence[Features] = (),

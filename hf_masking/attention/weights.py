@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features, TopBlocks
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 from ..plan.selected import require_all_keys
 
 
-def log_weights(mask: Mask, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]) -> Tensor:
+def log_weights(
+    mask: MaskExpression, documents: Documents, query: Tensor, key: Tensor, features: Sequence[Features]
+) -> Tensor:
     """The logarithm of each pair's weight ``[B, Hq, Q, K]``, -inf for what is excluded; differentiable.
 
     Parameters:
@@ -21,7 +23,7 @@ def log_weights(mask: Mask, documents: Documents, query: Tensor, key: Tensor, fe
         query, key: as in `masked_attention`; what is chosen by score is chosen by them.
         features: those of each of its leaves, in order.
     """
-    graded = mask.graded()
+    graded = mask.normal_form()
     assert graded.domain is not None
     group = query.shape[1] // key.shape[1]
     positions = documents.query_positions[:, None, :, None], documents.key_positions[:, None, None, :]
@@ -40,7 +42,7 @@ def log_weights(mask: Mask, documents: Documents, query: Tensor, key: Tensor, fe
     return weights.masked_fill(documents.allows(graded.full)[:, None], 0.0)
 
 
-def checked(features: Sequence[Features], mask: Mask, query: Tensor, key: Tensor) -> tuple[Features, ...]:
+def checked(features: Sequence[Features], mask: MaskExpression, query: Tensor, key: Tensor) -> tuple[Features, ...]:
     """The features of all leaves of a mask, for each query head and each key.
 
     Parameters:
@@ -49,7 +51,7 @@ def checked(features: Sequence[Features], mask: Mask, query: Tensor, key: Tensor
     Raises:
         ValueError: there are not as many, or they are for other heads or tokens.
     """
-    leaves = mask.graded().leaves
+    leaves = mask.leaves
     learning = [leaf for leaf in leaves if leaf.learns]
     if len(features) == len(learning) != len(leaves):
         given = iter(features)

@@ -91,7 +91,7 @@ def _check(options: BenchOptions) -> None:
                 f"bench measures static masks, and '{mask}' looks at the content, of which there is none here; "
                 "run python scripts/bench_adaptive.py"
             )
-        if not parse_mask(mask).is_bound:
+        if parse_mask(mask).needs:
             raise ValueError(f"'{mask}' needs marked tokens, of which there are none here; write one such as prefix:17")
         groups = len(parse_mask(mask).heads)
         if options.heads % groups:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..modeling import layer_masks, patch_model, settings_of, sharing_weights
 from ..spec import parse_mask
 from .options import MaskOptions
@@ -43,10 +43,10 @@ def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, ch
     return patch_model(model, spec, layers=layers, replace_model_window=masks.replace_model_window, check=check)
 
 
-def most_lookahead(model: PreTrainedModel) -> tuple[Mask, int]:
+def most_lookahead(model: PreTrainedModel) -> tuple[MaskExpression, int]:
     """Return the mask of a patched model that looks furthest ahead while no tokens are marked, and how far that is."""
-    worst = max(layer_masks(model), key=lambda mask: mask.bind(()).lookahead)
-    return worst, worst.bind(()).lookahead
+    worst = max(layer_masks(model), key=lambda mask: mask.unmarked.union.lookahead)
+    return worst, worst.unmarked.union.lookahead
 
 
 def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[PreTrainedModel, str | None]]:

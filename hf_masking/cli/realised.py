@@ -10,7 +10,7 @@ from torch import Tensor
 from ..evaluation import STDLIB, Text, encode, load_text
 from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
 from ..files import written_aside
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import check_fits, effective_weights, evaluating, label_of, patched, shape_of
 from .commands.show import RealisedOptions
@@ -18,7 +18,7 @@ from .console import check_picture, say_written
 from .terminal import signs
 
 
-def realised(mask: Mask, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:
+def realised(mask: MaskExpression, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:
     """The picture as text, if it is not too wide, and its figures."""
     assert options.model is not None
     if png is not None:

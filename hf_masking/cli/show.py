@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import written_aside
-from ..masks import Causal, Mask
+from ..masks import Causal, Mask, MaskExpression
 from ..masks.counting import count_pairs, keys_kept
 from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
@@ -65,7 +65,7 @@ def _print(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def _draw(mask: Mask, length: int, path: Path) -> None:
+def _draw(mask: MaskExpression, length: int, path: Path) -> None:
     if length > 4096:
         raise ValueError(f"--png draws at most 4096 positions, got {length}")
     with written_aside(path) as aside:

@@ -20,7 +20,7 @@ def break_even(masks: Sequence[str], shape: Shape, longest: int, rounds: int = 3
     """
     if longest < _SHORTEST:
         return {}
-    static = [mask for mask in masks if not parse_mask(mask).is_adaptive and parse_mask(mask).is_bound]
+    static = [mask for mask in masks if not parse_mask(mask).is_adaptive and not parse_mask(mask).needs]
     contenders = [Contender("causal", IS_CAUSAL), *(Contender(mask, "blockwise") for mask in static)]
     rows: list[Row] = []
     length = _SHORTEST

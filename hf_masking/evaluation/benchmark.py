@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..attention import masked_attention
 from ..attention.automatic import choose
 from ..attention.inputs import Inputs, Options
-from ..masks import Causal, Mask
+from ..masks import Causal, MaskExpression
 from ..masks.counting import count_pairs
 from ..plan import Documents, Lengths, plan_of
 from ..spec import parse_mask
@@ -161,7 +161,7 @@ def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, T
     return lambda q, k, v: masked_attention(q, k, v, contender.mask, backend=contender.backend)
 
 
-def _dense(mask: Mask, shape: Shape) -> Tensor:
+def _dense(mask: MaskExpression, shape: Shape) -> Tensor:
     """The mask as booleans, made a few rows at a time: the positions' arithmetic is not what is to be measured."""
     dense = torch.empty(shape.length, shape.length, dtype=torch.bool, device=shape.device)
     keys = torch.arange(shape.length, device=shape.device)

@@ -20,7 +20,7 @@ def realised_density(model: nn.Module, token_ids: Tensor, length: int) -> float:
     """
     masks = layer_masks(model)
     if not any(mask.is_adaptive for mask in masks):
-        return sum(density(mask.bind(()), length) for mask in masks) / len(masks)
+        return sum(density(mask.unmarked, length) for mask in masks) / len(masks)
     length = min(length, MOST_TOKENS, len(token_ids))
     tokens = token_ids[None, :length].to(next(model.parameters()).device)
     with evaluating(model):

@@ -57,14 +57,14 @@ def refuse_lookahead(model: nn.Module, purpose: str) -> None:
     """Raises a ValueError if a mask of the model looks ahead: each prediction would have seen its answer."""
     masks = layer_masks(model)
     for mask in masks:
-        if not mask.is_bound:
+        if mask.needs:
             raise ValueError(
                 f"mask {mask} sees marked tokens both ways, and a plain text does not say which, so {purpose} is "
                 "not defined; use a causal mask, or your own loop with prefix_lengths= or span_ids="
             )
-    worst = max(masks, key=lambda mask: mask.lookahead, default=None)
-    if worst is not None and worst.lookahead:
+    worst = max(masks, key=lambda mask: mask.union.lookahead, default=None)
+    if worst is not None and worst.union.lookahead:
         raise ValueError(
-            f"mask {worst} looks {worst.lookahead} tokens ahead, so {purpose} would score answers that were seen; "
-            "use a causal mask such as block_local:64,1"
+            f"mask {worst} looks {worst.union.lookahead} tokens ahead, so {purpose} would score answers that were "
+            "seen; use a causal mask such as block_local:64,1"
         )

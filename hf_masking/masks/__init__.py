@@ -1,24 +1,25 @@
 """WHAT may attend to what. Pure values: positions in, booleans out."""
 
-from .block_causal import BlockCausal
-from .block_local import BlockLocal
-from .both_ways import Bounds
-from .causal import Causal
-from .compositions import Difference, Intersection, Union
-from .dilated import Dilated
-from .log_sparse import LogSparse
-from .mask import Mask
-from .offsets import Offsets
-from .per_head import PerHead
-from .prefix import Prefix
+from .heads import HeadMasks
+from .mask import Bounds, Difference, Intersection, Mask, MaskExpression, Union
+from .pattern import Pattern
+from .patterns import (
+    PATTERNS,
+    BlockCausal,
+    BlockLocal,
+    Causal,
+    Dilated,
+    LogSparse,
+    Offsets,
+    Prefix,
+    Sinks,
+    SlidingWindow,
+    Spans,
+    Strided,
+    Summary,
+)
 from .progression import FOREVER, Progression
-from .registry import PATTERNS
-from .sinks import Sinks
-from .sliding_window import SlidingWindow
-from .spans import Spans
-from .strided import Strided
 from .strip import Strip
-from .summary import Summary
 from .tile import Tile
 
 __all__ = [
@@ -30,11 +31,13 @@ __all__ = [
     "Causal",
     "Difference",
     "Dilated",
+    "HeadMasks",
     "Intersection",
     "LogSparse",
     "Mask",
+    "MaskExpression",
     "Offsets",
-    "PerHead",
+    "Pattern",
     "Prefix",
     "Progression",
     "Sinks",

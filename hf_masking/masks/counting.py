@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .intervals import EVERY_KEY, Guard, Intervals, Predicate
-from .mask import Mask
+from .mask import Mask, MaskExpression
 from .progression import Progression
 
 # More sets of common pairs than this are not looked at; every pair is, then.
@@ -34,16 +34,16 @@ def count_pairs(mask: Mask, length: int) -> int:
         return sum(int(pairs.sum()) for pairs in _all_pairs(mask, length))
 
 
-def density(mask: Mask, length: int) -> float:
+def density(mask: MaskExpression, length: int) -> float:
     """Return the allowed pairs as a share of the causal ones; of masks that differ by head, the mean."""
     return sum(count_pairs(member, length) for member in mask.heads) / len(mask.heads) / (length * (length + 1) / 2)
 
 
-def keys_kept(mask: Mask, length: int) -> int:
+def keys_kept(mask: MaskExpression, length: int) -> int:
     """Return how many of the first ``length`` keys some query at position ``length`` or later may still read."""
-    if any(leaf.selects for leaf in mask.graded().leaves):
+    if any(leaf.selects for leaf in mask.leaves):
         return length  # every block is scored, also where an intersection then leaves it out
-    return int((mask.last_reader(torch.arange(length)) >= length).sum())
+    return int((mask.union.last_reader(torch.arange(length)) >= length).sum())
 
 
 class _TooIrregularError(Exception):

@@ -1,161 +1,368 @@
-"""The one face that every mask has: four questions, three operators and a spec."""
+"""The algebra of masks: what every mask can be asked, and the three operators that combine masks.
+
+Operators return the classes that stand below them, so all of this is one module.
+"""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from . import intervals, tile
-from .graded import Graded
-from .intervals import Intervals
-from .progression import FOREVER
-from .strip import Strip
+from .intervals import MAX_PIECES, Intervals, Lattice
+from .normal_form import NormalForm
+
+MAX_DEPTH = 64
+Bounds = tuple[tuple[int, int], ...]  # first position of each marked span, and the one after its last, in order
 
 
-@dataclass(frozen=True)
-class Mask:
-    """A set of (query position, key position) pairs; True = may attend.
+class MaskExpression:
+    """Base of everything that a spec can stand for: it prints, and ``|``, ``&`` and ``-`` combine it.
 
-    A position is the index of a token among the real tokens of its own document, from 0. Masks are values: frozen,
-    hashable, comparable, picklable. A pattern is one dataclass that states its ``strips``, or else answers
-    ``allows``, ``tiles``, ``last_reader`` and ``lookahead`` itself. Answers are exact for patterns and sound for
-    compositions: a tile that says NONE or ALL is right, ``last_reader`` and ``lookahead`` are never too small.
+    It is either a `Mask`, which answers questions about pairs, or `HeadMasks`, which holds masks for groups of query
+    heads and answers none.
     """
 
     name: ClassVar[str] = ""
-    # How tightly the printed form binds; compositions bind less (see `compositions`).
-    precedence: ClassVar[int] = 3
+    precedence: ClassVar[int] = 3  # how tightly the printed form binds; compositions bind less
 
-    def strips(self) -> tuple[Strip, ...] | None:
-        """Disjoint strips whose union this mask is, or None where it is not that regular."""
-        return None
+    @property
+    def heads(self) -> tuple[Mask, ...]:
+        """The masks of the groups of query heads, in order; one mask, unless the heads differ."""
+        raise NotImplementedError
 
-    def intervals(self, q: Tensor) -> list[Intervals]:
-        """Disjoint pieces whose union this mask is, for query positions ``q`` (``[Q]`` integers); plans are made so."""
-        strips = self.strips()
-        if strips is None:
-            return intervals.irregular(self, q, self.lookahead)
-        # Distances that lie behind every query are left out: of a logarithm's thirty, half.
-        furthest = int(q.max()) if len(q) else 0
-        return [intervals.of_strip(strip, q) for strip in strips if strip.distances.lo <= furthest]
+    @property
+    def union(self) -> Mask:
+        """The pairs that any head allows: the mask itself, unless the heads differ."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The marks that must come with the batch, such as ``prefix``; without them it answers no question."""
+        return frozenset()
+
+    def bind(self, spans: Bounds) -> MaskExpression:
+        """Return the mask for one document whose marked spans are known; a prefix is the span from 0."""
+        raise NotImplementedError
+
+    @property
+    def unmarked(self) -> MaskExpression:
+        """The mask without marked spans: how it treats the tokens after them, since a span arrives as a whole."""
+        return self.bind(())
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether hidden states decide part of the mask; if so, only its normal form answers questions about pairs."""
+        return False
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        """The adaptive masks in it, in order."""
+        return self.normal_form().leaves if self.is_adaptive else ()
+
+    def normal_form(self) -> NormalForm:
+        """Return the mask as weights: the pairs of weight 1, and those whose weight hidden states decide."""
+        raise NotImplementedError
+
+    def __or__(self, other: Any) -> Any:
+        return NotImplemented
+
+    def __and__(self, other: Any) -> Any:
+        return NotImplemented
+
+    def __sub__(self, other: Any) -> Any:
+        return NotImplemented
+
+
+@dataclass(frozen=True)
+class Mask(MaskExpression):
+    """A set of (query position, key position) pairs; ``True`` = may attend.
+
+    A position is the index of a token among the real tokens of its own document, from 0. Masks are values: frozen,
+    hashable, comparable, picklable. Answers are exact for patterns and sound for compositions: a tile that is NONE or
+    ALL is right, ``last_reader`` and ``lookahead`` are never too small.
+    """
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        """Whether each query position may attend to each key position (broadcast), as booleans."""
-        empty = torch.zeros(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=q.device)
-        return functools.reduce(torch.logical_or, (strip.allows(q, k) for strip in self._own_strips()), empty)
+        """Return whether each query position may attend to each key position (broadcast), as booleans."""
+        raise NotImplementedError
 
     def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
-        """NONE, SOME or ALL of each rectangle ``[q_lo, q_hi) x [k_lo, k_hi)`` (broadcast), as int8."""
-        bounds = torch.broadcast_tensors(q_lo, q_hi, k_lo, k_hi)
-        empty = torch.full(bounds[0].shape, tile.Tile.NONE, dtype=torch.int8, device=q_lo.device)
-        return functools.reduce(tile.union, (strip.tiles(*bounds) for strip in self._own_strips()), empty)
+        """Return NONE, SOME or ALL for each rectangle ``[q_lo, q_hi) x [k_lo, k_hi)`` (broadcast), as int8."""
+        raise NotImplementedError
 
     def last_reader(self, k: Tensor) -> Tensor:
-        """The greatest position that may attend to each key: FOREVER if there is no end, -1 if there is none."""
-        nobody = torch.full_like(k, -1, dtype=torch.long)
-        return functools.reduce(torch.maximum, (strip.last_reader(k) for strip in self._own_strips()), nobody)
+        """Return the greatest position that may attend to each key: FOREVER without an end, -1 if there is none."""
+        raise NotImplementedError
 
     @property
     def lookahead(self) -> int:
         """The greatest ``key - query`` allowed; 0 for a causal mask."""
-        return max((strip.lookahead for strip in self._own_strips()), default=0)
+        raise NotImplementedError
+
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        """Return disjoint pieces whose union this mask is, for query positions ``q`` ``[Q]``; plans are made of them.
+
+        A mask that is too irregular is one piece that asks `allows` about every pair.
+        """
+        return intervals.irregular(self, q, self.lookahead)
 
     def dense(self, q_len: int, k_len: int | None = None, q_offset: int = 0, *, device: Any = None) -> Tensor:
-        """The mask as booleans ``[q_len, k_len]``; row r is position ``q_offset + r``."""
+        """Return the mask as booleans ``[q_len, k_len]``; row r is position ``q_offset + r``."""
         k_len = q_offset + q_len if k_len is None else k_len
         q = torch.arange(q_offset, q_offset + q_len, device=device)
         return self.allows(q[:, None], torch.arange(k_len, device=device)[None, :])
 
-    def __or__(self, other: Mask) -> Mask:
-        from .compositions import Union
+    def normal_form(self) -> NormalForm:
+        return NormalForm(full=self)
 
-        return Union.of(self, other) if isinstance(other, Mask) else NotImplemented
-
-    def __and__(self, other: Mask) -> Mask:
-        from .compositions import Intersection
-
-        return Intersection.of(self, other) if isinstance(other, Mask) else NotImplemented
-
-    def __sub__(self, other: Mask) -> Mask:
-        from .compositions import Difference
-
-        return Difference.of(self, other) if isinstance(other, Mask) else NotImplemented
-
-    @classmethod
-    def from_arguments(cls, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mask:
-        """Builds the mask from what follows its name in a spec; raises ValueError where that does not fit."""
-        try:
-            bound = inspect.signature(cls).bind(*arguments, **keywords)
-        except TypeError as error:
-            names = ",".join(field.name if field.default is MISSING else f"[{field.name}]" for field in fields(cls))
-            raise ValueError(f"{cls.name}: {error}; write {cls.name}{':' if names else ''}{names}") from None
-        return cls(*bound.args, **bound.kwargs)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What follows the name in the printed spec: the fields, without trailing defaults."""
-        values = [(getattr(self, field.name), field.default) for field in fields(self)]
-        while values and values[-1][1] is not MISSING and values[-1][0] == values[-1][1]:
-            values.pop()
-        return tuple(value for value, _ in values)
+    @property
+    def depth(self) -> int:
+        """The number of nested operators; 0 for a pattern."""
+        return 0
 
     @property
     def heads(self) -> tuple[Mask, ...]:
-        """The masks of the groups of query heads, in order; one, unless the heads differ."""
         return (self,)
 
     @property
     def union(self) -> Mask:
-        """What any head allows: the mask itself, unless the heads differ."""
         return self
 
-    def bind(self, spans: tuple[tuple[int, int], ...]) -> Mask:
-        """The mask for one document, told what comes with the batch: where its marked spans are.
-
-        Parameters:
-            spans: first position and the one behind the last of each span, in order; a prefix is the one from 0.
-        """
+    def bind(self, spans: Bounds) -> Mask:
         return self
 
     @property
-    def is_bound(self) -> bool:
-        """Whether all is known without a batch; a mask that is not bound answers no question."""
-        return True
+    def unmarked(self) -> Mask:
+        return self.bind(())
+
+    def __or__(self, other: Mask) -> Mask:
+        return Union.of(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __and__(self, other: Mask) -> Mask:
+        return Intersection.of(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __sub__(self, other: Mask) -> Mask:
+        return Difference.of(self, other) if isinstance(other, Mask) else NotImplemented
+
+
+@dataclass(frozen=True)
+class Composition(Mask):
+    """What the three operators share: how they print, and how deep they may nest."""
+
+    symbol: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, *operands: Mask) -> Mask:
+        """Return the composition of some masks."""
+        raise NotImplementedError
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        raise NotImplementedError
+
+    def bind(self, spans: Bounds) -> Mask:
+        return self.of(*(operand.bind(spans) for operand in self.operands)) if self.needs else self
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(operand.needs for operand in self.operands))
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the content has a say; such a mask answers no question about pairs but `graded`."""
-        return False
+        return any(operand.is_adaptive for operand in self.operands)
 
-    def graded(self) -> Graded:
-        """The mask as weights: what is sure, and what the content decides."""
-        return Graded(full=self)
+    def normal_form(self) -> NormalForm:
+        return self._normal_form() if self.is_adaptive else NormalForm(full=self)
+
+    def _normal_form(self) -> NormalForm:
+        raise NotImplementedError
 
     @property
     def depth(self) -> int:
-        """How deep the expression nests; a pattern has depth 0."""
-        return 0
+        return 1 + max(operand.depth for operand in self.operands)
 
     def __str__(self) -> str:
-        arguments = ",".join(str(argument) for argument in self.arguments())
-        return f"{self.name}:{arguments}" if arguments else self.name
+        first, *others = self.operands
+        # Left-associative: the first operand may bind as loosely as the operator itself, the others must bind tighter.
+        printed = [_parenthesised(first, first.precedence < self.precedence)]
+        printed += [_parenthesised(other, other.precedence <= self.precedence) for other in others]
+        return self.symbol.join(printed)
 
-    def _own_strips(self) -> tuple[Strip, ...]:
-        strips = self.strips()
-        if strips is None:
-            raise NotImplementedError(f"{type(self).__name__} must define strips(), or all four answers")
-        return strips
+    def intervals(self, q: Tensor) -> list[Intervals]:
+        pieces = self._pieces(q)
+        return pieces if len(pieces) <= MAX_PIECES else super().intervals(q)
 
-    def _require_int(self, field: str, minimum: int, maximum: int = FOREVER) -> None:
-        require_int(f"{self.name}: `{field}`", getattr(self, field), minimum, maximum)
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        for operand in self.operands:
+            if isinstance(operand, MaskExpression) and len(operand.heads) > 1:
+                raise ValueError(f"{operand} differs by head; combine it with |, & and -, which go inside")
+            if not isinstance(operand, Mask):
+                raise ValueError(f"{type(self).__name__} combines masks, got {operand!r}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"a mask may nest {MAX_DEPTH} operators deep, got {self.depth}; use fewer parentheses")
+        self.normal_form()  # refuses what cannot be computed
 
 
-def require_int(what: str, value: Any, minimum: int, maximum: int = FOREVER) -> None:
-    """Raises a ValueError unless ``value`` is an integer from ``minimum`` to ``maximum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise ValueError(f"{what} must be an integer from {minimum} to {maximum}, got {value!r}")
+def _parenthesised(mask: Mask, needed: bool) -> str:
+    return f"({mask})" if needed else str(mask)
+
+
+@dataclass(frozen=True)
+class _Members(Composition):
+    """An associative operator: nested uses of it are flattened, the order stays."""
+
+    members: tuple[Mask, ...]
+
+    def __post_init__(self) -> None:
+        flat: list[Mask] = []
+        for member in self.members:
+            flat.extend(member.members if isinstance(member, type(self)) else (member,))
+        object.__setattr__(self, "members", tuple(flat))
+        if len(flat) < 2:
+            raise ValueError(f"{type(self).__name__} combines at least two masks, got {len(flat)}")
+        self._check()
+
+    @classmethod
+    def of(cls, *operands: Mask) -> Mask:
+        return cls(operands)
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        return self.members
+
+    def _normal_form(self) -> NormalForm:
+        parts = [member.normal_form() for member in self.members if member.is_adaptive]
+        # All static members at once: one by one, each step would copy the members before it.
+        if static := [member for member in self.members if not member.is_adaptive]:
+            parts.append(NormalForm(full=self.of(*static) if len(static) > 1 else static[0]))
+        return functools.reduce(self._combine, parts)
+
+    def _combine(self, left: NormalForm, right: NormalForm) -> NormalForm:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Union(_Members):
+    """``a|b``: the pairs that any member allows."""
+
+    symbol: ClassVar[str] = "|"
+    precedence: ClassVar[int] = 0
+
+    def _combine(self, left: NormalForm, right: NormalForm) -> NormalForm:
+        return left | right
+
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        members = [(member, member.intervals(q)) for member in self.members]
+        # What is cut out of the others comes first: intervals of all keys, since they can be cut out of a sparser set
+        # and not the other way round, and of these the longest, since a short one would leave two halves.
+        members.sort(key=lambda item: (_is_sparse(item[1]), -max((_size(piece) for piece in item[1]), default=0)))
+        result: list[Intervals] = []
+        for index, (_, pieces) in enumerate(members):
+            for earlier, earlier_pieces in members[:index]:
+                pieces = intervals.subtract(pieces, earlier_pieces, earlier)
+                if len(pieces) > MAX_PIECES:
+                    return pieces  # too many, and cut short: nothing may be taken from them any more
+            result.extend(pieces)
+        return result
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return functools.reduce(torch.logical_or, (member.allows(q, k) for member in self.members))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return functools.reduce(tile.union, (member.tiles(q_lo, q_hi, k_lo, k_hi) for member in self.members))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return functools.reduce(torch.maximum, (member.last_reader(k) for member in self.members))
+
+    @property
+    def lookahead(self) -> int:
+        return max(member.lookahead for member in self.members)
+
+
+@dataclass(frozen=True)
+class Intersection(_Members):
+    """``a&b``: the pairs that every member allows."""
+
+    symbol: ClassVar[str] = "&"
+    precedence: ClassVar[int] = 1
+
+    def _combine(self, left: NormalForm, right: NormalForm) -> NormalForm:
+        return left & right
+
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        first, *others = self.members
+        result = first.intervals(q)
+        for member in others:
+            result = intervals.intersect(result, member.intervals(q), member)
+        return result
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return functools.reduce(torch.logical_and, (member.allows(q, k) for member in self.members))
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        return functools.reduce(tile.intersection, (member.tiles(q_lo, q_hi, k_lo, k_hi) for member in self.members))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return functools.reduce(torch.minimum, (member.last_reader(k) for member in self.members))
+
+    @property
+    def lookahead(self) -> int:
+        return min(member.lookahead for member in self.members)
+
+
+@dataclass(frozen=True)
+class Difference(Composition):
+    """``a-b``: the pairs that ``left`` allows and ``right`` does not."""
+
+    left: Mask
+    right: Mask
+
+    symbol: ClassVar[str] = "-"
+    precedence: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @classmethod
+    def of(cls, *operands: Mask) -> Mask:
+        return cls(*operands)
+
+    @property
+    def operands(self) -> tuple[Mask, ...]:
+        return self.left, self.right
+
+    def _normal_form(self) -> NormalForm:
+        return self.left.normal_form() - self.right.normal_form()
+
+    def _pieces(self, q: Tensor) -> list[Intervals]:
+        return intervals.subtract(self.left.intervals(q), self.right.intervals(q), self.right)
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allows(q, k) & ~self.right.allows(q, k)
+
+    def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
+        bounds = (q_lo, q_hi, k_lo, k_hi)
+        return tile.difference(self.left.tiles(*bounds), self.right.tiles(*bounds))
+
+    def last_reader(self, k: Tensor) -> Tensor:
+        return self.left.last_reader(k)
+
+    @property
+    def lookahead(self) -> int:
+        return self.left.lookahead
+
+
+def _is_sparse(pieces: list[Intervals]) -> bool:
+    return any(piece.lattice != Lattice() for piece in pieces)
+
+
+def _size(piece: Intervals) -> int:
+    return int((piece.stop - piece.first.clamp(min=0)).clamp(min=0).sum())

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .causal import Causal
-from .mask import Mask
+from .mask import Mask, MaskExpression
+from .patterns import Causal
 
 
 def draw_text(mask: Mask, length: int, *, allowed: str = "■", excluded: str = "·") -> str:
@@ -23,7 +23,7 @@ def draw_weights_text(weights: Tensor, *, allowed: str = "■", between: str = "
     return "\n".join(" ".join(signs.get(weight, between) for weight in row) for row in weights.tolist())
 
 
-def draw_png(mask: Mask, length: int, path: Path) -> None:
+def draw_png(mask: MaskExpression, length: int, path: Path) -> None:
     """Writes the mask over ``length`` positions as a picture (needs the extra ``plot``)."""
     figure, panels = _figure(len(mask.heads))
     from matplotlib import colors

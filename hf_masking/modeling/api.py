@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..adaptive import AdaptiveMask
 from ..attention import check_backend
 from ..errors import UnsupportedModelError
-from ..masks import Causal, Mask
+from ..masks import Causal, Mask, MaskExpression
 from . import features
 from .base_model.architecture import own_window, positions_of, shape_of
 from .base_model.own_window import OwnWindow
@@ -37,9 +37,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def patch_model(
     model: Model,
-    mask: Mask | str | None = None,
+    mask: MaskExpression | str | None = None,
     *,
-    layers: Mapping[int, Mask | str] | None = None,
+    layers: Mapping[int, MaskExpression | str] | None = None,
     backend: str = "auto",
     replace_model_window: bool = False,
     check: bool = True,
@@ -99,9 +99,9 @@ def _use_own_attention(base: PreTrainedModel) -> None:
 @contextmanager
 def patched(
     model: Model,
-    mask: Mask | str | None = None,
+    mask: MaskExpression | str | None = None,
     *,
-    layers: Mapping[int, Mask | str] | None = None,
+    layers: Mapping[int, MaskExpression | str] | None = None,
     backend: str = "auto",
     replace_model_window: bool = False,
     check: bool = True,
@@ -119,8 +119,8 @@ def patched(
 
 def _patch(
     model: nn.Module,
-    mask: Mask | str | None,
-    layers: Mapping[int, Mask | str] | None,
+    mask: MaskExpression | str | None,
+    layers: Mapping[int, MaskExpression | str] | None,
     backend: str,
     replace_model_window: bool,
     check: bool,
@@ -145,7 +145,10 @@ def _patch(
 
 
 def _settings(
-    base: PreTrainedModel, mask: Mask | str | None, layers: Mapping[int, Mask | str] | None, replace: bool
+    base: PreTrainedModel,
+    mask: MaskExpression | str | None,
+    layers: Mapping[int, MaskExpression | str] | None,
+    replace: bool,
 ) -> Settings:
     if mask is not None:
         return Settings.of(mask, layers, mask_config.count_layers(base.config), replace)
@@ -153,7 +156,7 @@ def _settings(
     if carried is None:
         raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
     masks = carried.masks(mask_config.count_layers(base.config))
-    if find_patch(base) is None and any(leaf.learns for mask in masks for leaf in mask.graded().leaves):
+    if find_patch(base) is None and any(leaf.learns for mask in masks for leaf in mask.leaves):
         raise ValueError(
             f"the mask that the model's config carries, '{carried.mask}', has learned something, which was not loaded "
             "with it; load with hf_masking.from_pretrained(path), or start anew: patch_model(model, mask)"
@@ -189,7 +192,7 @@ def _apply(
     adapter_configs.give(model, patch)
     patch.hooks += adapter_configs.follow(base)
     masks = wanted.masks(mask_config.count_layers(base.config))
-    lookahead = max(mask.bind(()).lookahead for mask in masks)
+    lookahead = max(mask.unmarked.union.lookahead for mask in masks)
     asks = Asks.of(masks)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
@@ -282,7 +285,7 @@ def require_checks(model: nn.Module) -> None:
 
 def _tell(wanted: Settings, config: PreTrainedConfig) -> None:
     named = wanted.masks(mask_config.count_layers(config))
-    masks = [mask.bind(()) for mask in named]
+    masks = [mask.unmarked.union for mask in named]
     readers = [int(mask.last_reader(torch.tensor(0, device="cpu"))) for mask in masks]
     last = max(readers)
     # Behind the positions that the model is made for it makes no difference.
@@ -322,8 +325,8 @@ def _tell_what_is_lost(wanted: Settings, carried: Settings, n_layers: int, *, lo
         loaded: what has been learned is in the model; else its config alone knows of it.
     """
     for new, old in zip(wanted.masks(n_layers), carried.masks(n_layers), strict=True):
-        for leaf in old.graded().leaves:
-            if leaf.learns and not (loaded and any(other.continues(leaf) for other in new.graded().leaves)):
+        for leaf in old.leaves:
+            if leaf.learns and not (loaded and any(other.continues(leaf) for other in new.leaves)):
                 how = f"'{new}' has no use for it" if loaded else "only hf_masking.from_pretrained(path) loads it"
                 logger.warning("what '%s' had learned is dropped: %s", leaf, how)
                 return

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..adaptive import Features
-from ..masks import Mask
+from ..masks import MaskExpression
 from ..plan import Documents
 from ..plan.documents import PADDING, ids_from_padding, positions_in_documents
 from .in_graph import EVICTS, refuse_if
@@ -51,8 +51,8 @@ class Batch:
     attentions: bool = False
     for_loss: frozenset[str] = frozenset()
     _counts: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    _readable: dict[Mask, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _kept: dict[Mask, tuple[Tensor, Documents]] = field(default_factory=dict, repr=False)
+    _readable: dict[MaskExpression, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _kept: dict[MaskExpression, tuple[Tensor, Documents]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def marked(self) -> int:
@@ -71,17 +71,17 @@ class Batch:
         """The position of the tokens in these columns ``[k]``, for each row (or one for all) ``[B, k]``."""
         return columns[None] if self._positions is None else _in_columns(self._positions, columns)
 
-    def kept(self, mask: Mask, columns: Tensor) -> Documents:
+    def kept(self, mask: MaskExpression, columns: Tensor) -> Documents:
         """`describe`, but the same object for all layers of a mask, so that what follows from it is worked out once."""
         return _once(self._kept, mask, columns, lambda: self.describe(columns))
 
-    def readable(self, mask: Mask, columns: Tensor, first: int) -> Tensor:
+    def readable(self, mask: MaskExpression, columns: Tensor, first: int) -> Tensor:
         """The indices of those columns ``[k]`` that some token in a column from ``first`` on may read."""
 
         def find() -> Tensor:
             positions, next_query = self.positions(columns), self.count(first).to(columns.device)[:, None]
             # What is marked was marked in full when it came: no later query reads more of it.
-            live = (positions >= 0) & (mask.bind(()).last_reader(positions) >= next_query)
+            live = (positions >= 0) & (mask.unmarked.union.last_reader(positions) >= next_query)
             return live.any(0).nonzero()[:, 0]
 
         return _once(self._readable, mask, columns, find)
@@ -113,7 +113,9 @@ def _in_columns(x: Tensor, columns: Tensor) -> Tensor:
     return x[:, columns.to(x.device)].to(columns.device)
 
 
-def _once(memo: dict[Mask, tuple[Tensor, T]], mask: Mask, columns: Tensor, make: Callable[[], T]) -> T:
+def _once(
+    memo: dict[MaskExpression, tuple[Tensor, T]], mask: MaskExpression, columns: Tensor, make: Callable[[], T]
+) -> T:
     """What the layers of a mask share, made once for the columns that they keep."""
     known = memo.get(mask)
     if known is None or known[0].device != columns.device or not torch.equal(known[0], columns):

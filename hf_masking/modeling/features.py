@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..adaptive import AdaptiveMask, Features, LayerShape
-from ..masks import Mask
+from ..masks import MaskExpression
 from . import batch
 from .base_model.placement import device_of
 from .in_graph import ADAPTS
@@ -69,7 +69,7 @@ def mask_penalties() -> Iterator[list[Tensor]]:
 
 
 def attach(
-    attention: nn.Module, mask: Mask, shape: LayerShape, before: Mapping[AdaptiveMask, nn.Module]
+    attention: nn.Module, mask: MaskExpression, shape: LayerShape, before: Mapping[AdaptiveMask, nn.Module]
 ) -> tuple[dict[AdaptiveMask, nn.Module], list[RemovableHandle]]:
     """Puts the modules of a mask into an attention module.
 
@@ -81,7 +81,7 @@ def attach(
     """
     device = device_of(attention)
     modules: dict[AdaptiveMask, nn.Module] = {}
-    for leaf in mask.graded().leaves:
+    for leaf in mask.leaves:
         modules[leaf] = leaf.module(shape).to(device)
         if (like := next((other for other in before if leaf.continues(other)), None)) is not None:
             # The same tensors: an optimizer may hold them.

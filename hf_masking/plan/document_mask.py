@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..masks import Mask
+from ..masks import Mask, MaskExpression
 from .documents import Documents, Segment
 from .layout import Lengths
 from .plan import Plan, is_causal, plan_of
@@ -35,7 +35,7 @@ class DocumentMask:
         return is_causal(self.mask, self.lengths)
 
 
-def document_masks(mask: Mask, documents: Documents, n_heads: int) -> Iterator[DocumentMask]:
+def document_masks(mask: MaskExpression, documents: Documents, n_heads: int) -> Iterator[DocumentMask]:
     """Yield the mask of each document and of each group of query heads, document by document.
 
     Raises:

@@ -120,7 +120,7 @@ class Documents:
         """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
         queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]
         same = (self.query_ids[:, :, None] == self.key_ids[:, None, :]) & (queries >= 0) & (keys >= 0)
-        if mask.is_bound or self.key_spans is None:
+        if not mask.needs or self.key_spans is None:
             return mask.allows(queries, keys) & same
         allowed = torch.zeros_like(same)
         for row, (ids, positions, spans) in enumerate(

@@ -52,7 +52,7 @@ def measure() -> Iterator[Row]:
             row = {"mask": mask, "labels": labels, "block": block, "loss measured": loss(model, held_out, everything)}
             row |= {"of the last tokens": loss(model, held_out, last), "under full attention": untouched}
             # What comes later is not there yet when a token is written.
-            with patched(model, mask if not parse_mask(mask).lookahead else "causal", check=False):
+            with patched(model, mask if not parse_mask(mask).union.lookahead else "causal", check=False):
                 yield row | {"as decoded": loss(model, held_out, everything)}
 
 

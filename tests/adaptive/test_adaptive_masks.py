@@ -64,10 +64,10 @@ def test_thresholds_round_trip(threshold):
         ("top_blocks:block=8,k=2,score=max", "`score` must be mean or minmax, got 'max'"),
         ("relevance:threshold=0.7", "`threshold` must be a number from 0 to below 0.5, got 0.7"),
         ("relevance:rank=2.5", "`rank` must be an integer"),
-        ("adaptive_span:max=8|relevance", "a union of two masks that look at the content cannot be computed"),
+        ("adaptive_span:max=8|relevance", "a union of two adaptive masks cannot be computed"),
         ("adaptive_span:max=8&(relevance|sinks:4)", "write the static part outside"),
-        ("adaptive_span:max=8&adaptive_span:max=9", "can be there once"),
-        ("causal-adaptive_span:max=8", "only a static mask can be taken away"),
+        ("adaptive_span:max=8&adaptive_span:max=9", "may appear once"),
+        ("causal-adaptive_span:max=8", "only a static mask can be subtracted"),
         ("heads[adaptive_span:max=8; causal]", "differs by head itself"),
         ("adaptive_spam:max=8", "did you mean 'adaptive_span'?"),
     ],
@@ -100,7 +100,7 @@ def test_static_answers_are_bounds():
     k = torch.arange(20)
     assert torch.equal(AdaptiveSpan(8, 4).last_reader(k), SlidingWindow(12).last_reader(k))
     assert bool((TopBlocks(4, 2).last_reader(k) == FOREVER).all())
-    assert parse_mask("relevance&window:8|sinks:1").graded().bound == parse_mask("sinks:1|causal&window:8")
+    assert parse_mask("relevance&window:8|sinks:1").normal_form().bound == parse_mask("sinks:1|causal&window:8")
 
 
 MASKS = ["{}", "{}|sinks:2", "{}&window:9|sinks:1", "({}-sinks:3)|window:2", "{}&strided:2", "({}|sinks:1)-window:1"]
@@ -124,7 +124,7 @@ def test_the_normal_form_is_the_definition(form, leaf):
         # A span is 0 outside of its envelope, whatever is learned.
         return content[leaf.name][i][j] * float(leaf.envelope.allows(torch.tensor(i), torch.tensor(j)))
 
-    graded = mask.graded()
+    graded = mask.normal_form()
     for i in range(17):
         for j in range(17):
             full = 0.0 if graded.full is None else oracle.weight(graded.full, i, j, of)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_masking.attention import fused, masked_attention
-from hf_masking.masks import Mask, PerHead
+from hf_masking.masks import HeadMasks, Mask
 from hf_masking.plan import Documents
 
 from ..masks.strategies import expressions
@@ -70,7 +70,7 @@ def problems(draw) -> Problem:
     row = st.lists(run, min_size=1, max_size=8).map(lambda runs: [i for i, n in runs for _ in range(n)])
     rows = draw(st.none() | st.tuples(row, row))
     return Problem(
-        mask=masks[0] if count == 1 else PerHead(tuple(masks)),
+        mask=masks[0] if count == 1 else HeadMasks(tuple(masks)),
         queries=draw(st.integers(1, keys)),
         keys=keys,
         key_heads=key_heads,

@@ -67,7 +67,7 @@ class Problem:
             random(self.rows, self.key_heads, self.keys, 3),
         ]
         self.features = []
-        for leaf in self.mask.graded().leaves:
+        for leaf in self.mask.normal_form().leaves:
             if leaf.name == "adaptive_span":
                 shape = (self.rows, heads, self.queries, 1) if leaf.dynamic else (1, heads, 1, 1)
                 spans = torch.rand(shape, generator=draw, dtype=torch.float64).to(self.dtype) * leaf.max
@@ -107,7 +107,7 @@ def weights_by_definition(problem):
     """[B, Hq, N, N], pair by pair, of one document a row and as many queries as keys."""
     n, (query, key), group = problem.keys, (x.tolist() for x in problem.tensors[:2]), problem.group
     features = dict(
-        zip([leaf.name for leaf in problem.mask.graded().leaves if leaf.learns], problem.features, strict=True)
+        zip([leaf.name for leaf in problem.mask.normal_form().leaves if leaf.learns], problem.features, strict=True)
     )
     weights = torch.zeros(problem.rows, problem.key_heads * group, n, n, dtype=torch.float64)
     for row in range(problem.rows):
@@ -145,7 +145,7 @@ def dense(problem):
     """The formula in torch, for its gradients: a line each of span and relevance."""
     query, key, value, *rest = problem.tensors
     distance = torch.arange(60)[:, None] - torch.arange(60)
-    (leaf,) = problem.mask.graded().leaves
+    (leaf,) = problem.mask.normal_form().leaves
     if leaf.name == "adaptive_span":
         weights = (1 + (rest[0] - distance) / leaf.ramp).clamp(0, 1) * (distance >= 0)
     elif leaf.name == "relevance":

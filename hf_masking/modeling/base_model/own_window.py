@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...masks import FOREVER, Mask
-from ...masks.row_interval import RowInterval
+from ...masks.patterns.row_interval import RowInterval
 
 _MOST_KEYS = 2**17  # that are looked at for what a window clips
 

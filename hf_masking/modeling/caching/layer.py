@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 )
 
 from ...adaptive import TopBlocks
-from ...masks import Mask
+from ...masks import MaskExpression
 from ..batch import Batch, current
 from ..features import key_features
 from ..in_graph import EVICTS, refuse_if
@@ -55,8 +55,8 @@ class MaskedLayer(DynamicLayer):
         super().__init__()
         self._features = None
         self._summaries: BlockSummaries | None = None
-        self.mask: Mask | None = None
-        self.reads: Mask | None = None
+        self.mask: MaskExpression | None = None
+        self.reads: MaskExpression | None = None
         self.seen = self.floor = self.marked = 0
         self.masked = False
         # At the last drop: a number of columns, and how many of them held real tokens, by row.
@@ -177,7 +177,7 @@ class MaskedLayer(DynamicLayer):
                 "what it said; pass the mask of all tokens, the cached ones included, in every call"
             )
 
-    def bind(self, mask: Mask, reads: Mask | None) -> None:
+    def bind(self, mask: MaskExpression, reads: MaskExpression | None) -> None:
         """Set what later queries read; None retains every key."""
         if (self.mask, self.reads) not in ((None, None), (mask, reads)):
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from ...masks import Mask
+from ...masks import MaskExpression
 from ..api import patch_model, unpatch_model
 from ..base_model.architecture import positions_of
 from ..base_model.modes import evaluating
@@ -79,17 +79,17 @@ def check_generation(
     return CheckReport(tuple(rows))
 
 
-def borders(masks: Sequence[Mask]) -> list[int]:
+def borders(masks: Sequence[MaskExpression]) -> list[int]:
     """W-1, W, W+1, 2W and 5W of the widest window in the masks, and a length at which caches have let go of keys."""
     keys = torch.arange(2**20, 2**20 + 2**12)
-    reaches = [part.last_reader(keys) - keys + 1 for mask in masks for part in _parts(mask.bind(()))]
+    reaches = [part.union.last_reader(keys) - keys + 1 for mask in masks for part in _parts(mask.unmarked)]
     finite = [int(reach[reach < 2**20].max()) for reach in reaches if bool((reach < 2**20).any())]
     window = max((reach for reach in finite if reach > 0), default=8)
     lengths = {window - 1, window, window + 1, 2 * window, 5 * window, window + 2 * ROLLBACK}
     return sorted(length for length in lengths if length >= 2)
 
 
-def _parts(mask: Mask) -> Iterator[Mask]:
+def _parts(mask: MaskExpression) -> Iterator[MaskExpression]:
     """The mask and what it is composed of: a window has a border, also where a stride beside it never forgets."""
     yield mask
     for part in (*getattr(mask, "operands", ()), *(head for head in mask.heads if head is not mask)):
@@ -315,10 +315,10 @@ def _embeddings(probe: _Probe, length: int) -> Tensor:
 def _static(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
         raise _NotHereError("a static cache cannot say a prefix")
-    if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.graded().leaves):
+    if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.leaves):
         raise _NotHereError("a static cache has no room for what the mask reads of the keys")
     windowed = getattr(probe.model.config.get_text_config(decoder=True), "sliding_window", None)
-    if windowed and any(leaf.selects for mask in layer_masks(probe.model) for leaf in mask.graded().leaves):
+    if windowed and any(leaf.selects for mask in layer_masks(probe.model) for leaf in mask.leaves):
         raise _NotHereError("the static cache of a model with windows lacks keys that the mask scores")
     return _greedy(probe, length, cache_implementation="static")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...masks import Mask
+from ...masks import MaskExpression
 
 LENGTH = 12
 MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
@@ -36,10 +36,10 @@ class Layout:
         spans = zip(self.ids, self.positions, strict=True)
         return [document if position < MARKED else -1 for document, position in spans]
 
-    def allowed(self, mask: Mask) -> Tensor:
+    def allowed(self, mask: MaskExpression) -> Tensor:
         """``[N, N]``, pair by pair; what an adaptive mask may allow counts as allowed."""
         positions, n = self.positions, len(self.ids)
-        allowed = mask.bind(((0, MARKED),)).union.graded().bound.dense(n)
+        allowed = mask.bind(((0, MARKED),)).union.normal_form().bound.dense(n)
         pairs = [
             [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
             for i in range(n)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...attention import masked_attention
 from ...errors import UnsupportedModelError
-from ...masks import Mask
+from ...masks import MaskExpression
 from ...spec import parse_mask
 from ..base_model.architecture import positions_of
 from ..base_model.modes import evaluating
@@ -158,7 +158,7 @@ class _Probe:
                 name = f"backend '{backend}' = 'reference': {layout.name}"
                 yield CheckRow(name, difference <= TOLERANCES[torch.float32], difference)
 
-    def compare(self, name: str, layout: Layout, masks: Sequence[Mask], *, exact: bool) -> CheckRow:
+    def compare(self, name: str, layout: Layout, masks: Sequence[MaskExpression], *, exact: bool) -> CheckRow:
         """The influence of tokens on rows against the reach of the masks; ``exact``: each reach must be felt, too."""
         influence = self.influence(layout)
         reach = _reach([layout.allowed(mask) for mask in masks])[:, CHANGED]
@@ -202,7 +202,7 @@ class _Probe:
         return self.verdict(f"{layout.name} = each document alone, {mask}", torch.cat(differences))
 
     def cache_agrees(self) -> Iterator[CheckRow]:
-        if any(mask.bind(()).lookahead for mask in self.wanted.masks(self.n_layers)):
+        if any(mask.unmarked.union.lookahead for mask in self.wanted.masks(self.n_layers)):
             return
         first = self.marked(PLAIN, self.tokens[:, : PIECES[0]])
         for mask, masks in self.own_and_probe():
@@ -263,7 +263,7 @@ def _layers(model: nn.Module, change: Callable[[int, LayerMask], LayerMask]) -> 
             interface.attach(module, layer_mask)
 
 
-def _masks(model: nn.Module, masks: dict[int, Mask], default: Mask) -> AbstractContextManager[None]:
+def _masks(model: nn.Module, masks: dict[int, MaskExpression], default: MaskExpression) -> AbstractContextManager[None]:
     return _layers(model, lambda layer, held: replace(held, mask=masks.get(layer, default)))
 
 

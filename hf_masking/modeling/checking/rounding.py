@@ -34,7 +34,7 @@ class Rounding:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, texts: Sequence[Sequence[int]]) -> None:
         self.model, self.dtype, self.texts = model, dtype, texts
-        leaves = (leaf for mask in layer_masks(model) for leaf in mask.graded().leaves)
+        leaves = (leaf for mask in layer_masks(model) for leaf in mask.leaves)
         self.scores_pairs = any(leaf.selects or leaf.reads_keys for leaf in leaves)
 
     @property

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from ...adaptive import Features
 from ...attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
-from ...masks import Causal, Mask
+from ...masks import Causal, MaskExpression
 from ...plan import Documents
 from .. import batch
 from ..base_model.own_window import OwnWindow
@@ -56,11 +56,11 @@ HARMLESS = {
 class LayerMask:
     """The mask of one layer, and whether the window that the model has itself is set aside."""
 
-    mask: Mask
+    mask: MaskExpression
     backend: str = "auto"
     replace_model_window: bool = False
 
-    def under(self, sliding_window: int | None) -> Mask:
+    def under(self, sliding_window: int | None) -> MaskExpression:
         """Return the mask as it is in a layer with such a window of the model's own."""
         if not sliding_window or self.replace_model_window:
             return self.mask
@@ -93,8 +93,8 @@ class Call:
     """
 
     layer: int
-    own: Mask
-    mask: Mask
+    own: MaskExpression
+    mask: MaskExpression
     documents: Documents
     query: Tensor
     key: Tensor
@@ -259,19 +259,21 @@ def _cache_layer(module: nn.Module) -> MaskedLayer | None:
     return None if running is None else layer_of(running.cache, module)
 
 
-def _content(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[tuple[Features, ...], Mask]:
+def _content(
+    mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int
+) -> tuple[tuple[Features, ...], MaskExpression]:
     """What the leaves of a mask that looks at the content have read, and the keys that later queries may read."""
     features = _features(mask, cached, n_queries, n_keys)
     return features, _reads(mask, features)
 
 
-def _features(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
+def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
     """Of all queries and keys."""
     features, running = batch.features(), batch.current()
     if n_queries == 1 and cached is not None and running is not None and not running.packed:
         features = tuple(
             replace(one, summaries=cached.block_summaries(leaf, running)) if leaf.selects else one
-            for leaf, one in zip(mask.graded().leaves, features, strict=True)
+            for leaf, one in zip(mask.leaves, features, strict=True)
         )
     if all(one.key is None for one in features) or n_queries == n_keys:
         return features
@@ -282,9 +284,9 @@ def _features(mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: in
     return with_keys(features, cached.features)
 
 
-def _reads(mask: Mask, features: Sequence[Features]) -> Mask:
+def _reads(mask: MaskExpression, features: Sequence[Features]) -> MaskExpression:
     """As a static mask."""
-    graded = mask.graded()
+    graded = mask.normal_form()
     if any(leaf.selects for leaf in graded.leaves):
         # Every block is scored, also where an intersection then leaves it out.
         return Causal() if graded.full is None else graded.full | Causal()
@@ -295,7 +297,12 @@ def _reads(mask: Mask, features: Sequence[Features]) -> Mask:
 
 
 def _documents(
-    module: nn.Module, slot: Tensor | None, mask: Mask, cached: MaskedLayer | None, n_queries: int, n_keys: int
+    module: nn.Module,
+    slot: Tensor | None,
+    mask: MaskExpression,
+    cached: MaskedLayer | None,
+    n_queries: int,
+    n_keys: int,
 ) -> Documents:
     """What the mask slot says, or, of keys that are cached already, the cache."""
     running = batch.current()

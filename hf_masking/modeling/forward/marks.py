@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from ...masks import Mask
+from ...masks import MaskExpression
 from ...plan.documents import PADDING, renumbered
 from ..patching.record import layer_masks, pretrained
 
@@ -33,12 +33,11 @@ class Asks:
     content: bool
 
     @classmethod
-    def of(cls, masks: Iterable[Mask]) -> Asks:
+    def of(cls, masks: Iterable[MaskExpression]) -> Asks:
         masks = list(masks)
-        # A prefix is the span from 0: any other span says nothing to a mask that asks for a prefix only.
         return cls(
-            spans=not all(mask.is_bound for mask in masks),
-            prefix_only=all(mask.bind(((1, 2),)) == mask.bind(()) for mask in masks),
+            spans=any(mask.needs for mask in masks),
+            prefix_only=all(mask.needs <= {"prefix"} for mask in masks),
             content=any(mask.is_adaptive for mask in masks),
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...masks import Mask
+from ...masks import MaskExpression
 from ...spec import MAX_LENGTH, parse_mask
 
 KEY = "hf_masking"  # the attribute of a config, and the key in config.json
@@ -22,20 +22,20 @@ _FIELDS = ("version", "mask", "layers", "replace_model_window")
 class Settings:
     """The masks of a model: one for all layers, and exceptions by layer index (0-based)."""
 
-    mask: Mask
-    layers: Mapping[int, Mask] = field(default_factory=dict)
+    mask: MaskExpression
+    layers: Mapping[int, MaskExpression] = field(default_factory=dict)
     replace_model_window: bool = False
 
     @classmethod
     def of(
         cls,
-        mask: Mask | str,
-        layers: Mapping[int, Mask | str] | None,
+        mask: MaskExpression | str,
+        layers: Mapping[int, MaskExpression | str] | None,
         n_layers: int,
         replace_model_window: bool = False,
     ) -> Settings:
         """Parses specs and counts negative layer indices from the end; raises ValueError for what does not exist."""
-        resolved: dict[int, Mask] = {}
+        resolved: dict[int, MaskExpression] = {}
         for index, layer_mask in (layers or {}).items():
             if isinstance(index, bool) or not isinstance(index, int) or not -n_layers <= index < n_layers:
                 raise ValueError(
@@ -47,10 +47,10 @@ class Settings:
             resolved[index % n_layers] = parse_mask(layer_mask)
         return cls(parse_mask(mask), resolved, replace_model_window)
 
-    def mask_of(self, layer: int) -> Mask:
+    def mask_of(self, layer: int) -> MaskExpression:
         return self.layers.get(layer, self.mask)
 
-    def masks(self, n_layers: int) -> list[Mask]:
+    def masks(self, n_layers: int) -> list[MaskExpression]:
         return [self.mask_of(layer) for layer in range(n_layers)]
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Settings:
         return cls(_spec("'mask'", data["mask"]), masks, replace)
 
 
-def _saved(mask: Mask) -> str:
+def _saved(mask: MaskExpression) -> str:
     spec = str(mask)
     if len(spec) > MAX_LENGTH:
         raise ValueError(
@@ -105,7 +105,7 @@ def _index(name: Any, n_layers: int) -> int:
     return index
 
 
-def _spec(field_name: str, spec: Any) -> Mask:
+def _spec(field_name: str, spec: Any) -> MaskExpression:
     if not isinstance(spec, str):
         raise _wrong(field_name, "a spec such as 'window:256|sinks:4'", spec)
     try:

@@ -30,7 +30,7 @@ def label_of(model: nn.Module) -> str:
     clipped = {
         layer: f"within the model's window of {window}"
         for layer, window in windows.items()
-        if OwnWindow(window).clips(wanted.mask_of(layer).bind(()), positions_of(config))
+        if OwnWindow(window).clips(wanted.mask_of(layer).unmarked.union, positions_of(config))
     }
     for text, layers in _grouped(clipped).items():
         parts.append(text if len(layers) == n_layers else f"{_layers(layers)} {text}")

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...adaptive import AdaptiveMask
 from ...errors import UnsupportedModelError
-from ...masks import Mask
+from ...masks import MaskExpression
 from .config import Settings, count_layers
 
 ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
@@ -48,7 +48,7 @@ def settings_of(model: nn.Module) -> Settings:
     return patch.settings
 
 
-def layer_masks(model: nn.Module) -> list[Mask]:
+def layer_masks(model: nn.Module) -> list[MaskExpression]:
     """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
     patch = find_patch(model)
     return [] if patch is None else patch.settings.masks(count_layers(pretrained(model).config))

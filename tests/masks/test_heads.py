@@ -1,5 +1,7 @@
 """A mask for each group of heads: its spec, and how it composes."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_masking import MaskSyntaxError, parse_mask, patch_model
-from hf_masking.masks import PerHead
+from hf_masking.masks import HeadMasks, Mask, Union
 from hf_masking.masks.counting import count_pairs
 from hf_masking.modeling import effective_mask
 from hf_masking.plan import Documents, Lengths, plan_of
@@ -22,27 +24,26 @@ lists = st.lists(expressions, min_size=2, max_size=3).map(tuple)
 @given(lists)
 @settings(max_examples=500)
 def test_a_printed_mask_parses_to_the_same_value(masks):
-    mask = PerHead(masks)
+    mask = HeadMasks(masks)
     assert parse_mask(str(mask)) == mask
 
 
 @given(lists, expressions)
 @settings(max_examples=300)
 def test_operators_go_inside(masks, other):
-    mask = PerHead(masks)
+    mask = HeadMasks(masks)
     assert (mask | other).heads == tuple(member | other for member in masks)
     assert (other - mask).heads == tuple(other - member for member in masks)
     assert (mask & mask).heads == tuple(member & member for member in masks)
 
 
-def test_reach_is_that_of_the_union():
+def test_the_union_is_a_mask():
     mask, union = (
         parse_mask("heads[window:3; offsets:5|block_causal:4]"),
         parse_mask("window:3|offsets:5|block_causal:4"),
     )
     assert mask.union == union == union.union
-    assert torch.equal(mask.last_reader(torch.arange(20)), union.last_reader(torch.arange(20)))
-    assert mask.lookahead == union.lookahead == 3
+    assert mask.union.lookahead == 3
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,9 @@ def test_reach_is_that_of_the_union():
         lambda mask: mask.allows(torch.arange(8), torch.arange(8)),
         lambda mask: mask.tiles(*torch.arange(4)),
         lambda mask: mask.intervals(torch.arange(8)),
+        lambda mask: mask.last_reader(torch.arange(8)),
+        lambda mask: mask.lookahead,
+        lambda mask: mask.normal_form(),
         lambda mask: count_pairs(mask, 8),
         lambda mask: plan_of(mask, Lengths(0, 8, 0, 8)),
         lambda mask: Documents.single(8, 8).allows(mask),
@@ -61,8 +65,21 @@ def test_it_has_no_pairs_of_its_own(ask):
     mask = parse_mask("heads[window:3; causal]")
     for member in (*mask.heads, mask.union):
         ask(member)
-    with pytest.raises(ValueError, match=r"heads of 'heads\[window:3; causal\]' differ.*mask.heads\[i\].*mask.union"):
+    with pytest.raises(AttributeError, match=r"of 'heads\[window:3; causal\]' differ.*mask.heads\[i\].*mask.union"):
         ask(mask)
+
+
+def test_it_is_no_mask():
+    """Nothing can take it for a set of pairs: it shares no question with one, and no union stands for it."""
+    mask = parse_mask("heads[window:3; causal]")
+    assert not isinstance(mask, Mask)
+    questions = {"allows", "dense", "intervals", "last_reader", "lookahead", "tiles"}
+    assert questions < set(dir(mask.union)) - set(dir(mask))
+    for operand in (mask | mask.union, mask.union & mask, mask - mask.union, mask.unmarked):
+        assert isinstance(operand, HeadMasks)
+    assert pickle.loads(pickle.dumps(mask)) == copy.deepcopy(mask) == mask
+    with pytest.raises(ValueError, match="differs by head; combine it with"):
+        Union((mask, mask.union))
 
 
 @pytest.mark.parametrize(

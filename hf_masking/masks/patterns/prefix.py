@@ -1,23 +1,24 @@
-"""The beginning, both ways."""
+"""A bidirectional prefix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .both_ways import BothWays, Bounds
+from ..mask import Bounds
+from .bidirectional import Bidirectional
 
 
 @dataclass(frozen=True)
-class Prefix(BothWays):
-    """The tokens of the prefix see each other both ways: ``i < p`` and ``j < p``. The rest sees nothing by it.
+class Prefix(Bidirectional):
+    """The tokens of the prefix see each other bidirectionally: ``i < p`` and ``j < p``. It allows no other pairs.
 
-    Prefix language models are ``prefix|causal``: what is read is seen both ways, what is written is causal, so that
-    generation stays autoregressive. ``prefix|window:512`` keeps a window for the rest. Raffel et al., "Exploring the
+    Prefix language models are ``prefix|causal``: the given text is bidirectional and the generated text causal, so that
+    generation stays autoregressive. ``prefix|window:512`` has a window after the prefix. Raffel et al., "Exploring the
     Limits of Transfer Learning with a Unified Text-to-Text Transformer" (https://arxiv.org/abs/1910.10683, fig. 3).
 
     Parameters:
-        length: number of tokens p of the prefix. By default it comes with the batch, a row each: ``prefix_lengths=``
+        length: number of tokens p of the prefix. By default it comes with the batch, one per row: ``prefix_lengths=``
             of a patched model's forward, or the prompt in `generate`.
 
     ``prefix:3``::
@@ -43,6 +44,4 @@ class Prefix(BothWays):
         return None if self.length is None else ((0, self.length),)
 
     def bind(self, spans: Bounds) -> Prefix:
-        if self.is_bound:
-            return self
-        return Prefix(next((stop for start, stop in spans if start == 0), 0))
+        return Prefix(next((stop for start, stop in spans if start == 0), 0)) if self.needs else self

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
+from ..pattern import Pattern
+from ..progression import FOREVER
+from ..strip import Strip
 from .offsets import strips_of_offsets
-from .progression import FOREVER
-from .strip import Strip
 
 
 @dataclass(frozen=True)
-class LogSparse(Mask):
+class LogSparse(Pattern):
     """The query and the keys at distances 1, base, base², ...: about log(N) keys a query.
 
     Li et al., "Enhancing the Locality and Breaking the Memory Bottleneck of Transformer on Time Series Forecasting"

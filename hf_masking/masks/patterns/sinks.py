@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .progression import Progression
-from .strip import Strip
+from ..pattern import Pattern
+from ..progression import Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Sinks(Mask):
+class Sinks(Pattern):
     """The first ``count`` keys of the document, for every query from there on: ``j < count`` and ``j <= i``.
 
     Pretrained models lean on them: a window alone collapses as soon as they leave. Xiao et al., "Efficient

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .mask import Mask, require_int
-from .progression import FOREVER, Progression
-from .strip import Strip
+from ..pattern import Pattern, require_int
+from ..progression import FOREVER, Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Offsets(Mask):
+class Offsets(Pattern):
     """The keys at the given distances: ``i - j`` in ``offsets``.
 
     Offset 0 is the query itself. Without it the first queries may attend to nothing; their output is 0.

@@ -1,7 +1,7 @@
-"""What a composition of static masks and masks that look at the content comes to.
+"""The normal form of a composition of static and adaptive masks.
 
-A mask that looks at the content gives each pair a weight from 0 to 1. Union is the greater weight, intersection the
-product, and a static mask is one whose weights are 0 and 1.
+An adaptive mask gives each pair a weight from 0 to 1. Union is the greater weight, intersection the product, and a
+static mask is one whose weights are 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Graded:
-    """The weight of a pair: 1 where ``full`` allows it, else where ``domain`` does the product of the leaves' weights.
+class NormalForm:
+    """The weight of a pair: 1 where ``full`` allows it, else the product of the leaves' weights inside ``domain``.
 
-    full: static; None where nothing is sure of weight 1.
-    leaves: the masks that look at the content, in order (they are of `hf_masking.adaptive`, which is built on this);
-        without any, ``full`` is all there is.
-    domain: static; the pairs about which the leaves are asked.
+    full: static; None where no pair has weight 1 for certain.
+    leaves: the adaptive masks, in order (`hf_masking.adaptive`, which is built on this module, defines them); without
+        any, ``full`` is all there is.
+    domain: static; the pairs whose weight the leaves may decide.
     """
 
     full: Mask | None = None
@@ -40,39 +40,39 @@ class Graded:
         assert self.domain is not None
         return self.domain if self.full is None else self.domain - self.full
 
-    def __or__(self, other: Graded) -> Graded:
+    def __or__(self, other: NormalForm) -> NormalForm:
         if self.leaves and other.leaves:
             raise ValueError(
-                f"a union of two masks that look at the content cannot be computed, got {_names(self, other)}; "
-                "combine them with &, or give each its own layers"
+                f"a union of two adaptive masks cannot be computed, got {_names(self, other)}; combine them with &, or "
+                "give each its own layers"
             )
         full = self.full | other.full if self.full and other.full else self.full or other.full
-        return Graded(full, self.leaves or other.leaves, self.domain or other.domain)
+        return NormalForm(full, self.leaves or other.leaves, self.domain or other.domain)
 
-    def __and__(self, other: Graded) -> Graded:
+    def __and__(self, other: NormalForm) -> NormalForm:
         if not (self.leaves and other.leaves):
             adaptive, static = (self, other.full) if self.leaves else (other, self.full)
             full = None if adaptive.full is None or static is None else adaptive.full & static
             assert static is not None
-            return Graded(full, adaptive.leaves, None if adaptive.domain is None else adaptive.domain & static)
+            return NormalForm(full, adaptive.leaves, None if adaptive.domain is None else adaptive.domain & static)
         if self.full is not None or other.full is not None:
             raise ValueError(
-                f"an intersection of unions that look at the content cannot be computed, got {_names(self, other)}; "
+                f"an intersection of adaptive masks that are in a union cannot be computed, got {_names(self, other)}; "
                 "write the static part outside, as in '(adaptive_span:max=512&relevance)|sinks:4'"
             )
         if {leaf.name for leaf in self.leaves} & {leaf.name for leaf in other.leaves}:
-            raise ValueError(f"a mask that looks at the content can be there once, got {_names(self, other)}")
+            raise ValueError(f"an adaptive mask may appear once, got {_names(self, other)}")
         assert self.domain is not None
         assert other.domain is not None
         domain = self.domain if self.domain == other.domain else self.domain & other.domain
-        return Graded(None, (*self.leaves, *other.leaves), domain)
+        return NormalForm(None, (*self.leaves, *other.leaves), domain)
 
-    def __sub__(self, other: Graded) -> Graded:
+    def __sub__(self, other: NormalForm) -> NormalForm:
         if other.leaves or other.full is None:
-            raise ValueError(f"only a static mask can be taken away, got {_names(other)} on the right of '-'")
+            raise ValueError(f"only a static mask can be subtracted, got {_names(other)} on the right of '-'")
         full = None if self.full is None else self.full - other.full
-        return Graded(full, self.leaves, None if self.domain is None else self.domain - other.full)
+        return NormalForm(full, self.leaves, None if self.domain is None else self.domain - other.full)
 
 
-def _names(*operands: Graded) -> str:
+def _names(*operands: NormalForm) -> str:
     return " and ".join("&".join(map(str, operand.leaves)) for operand in operands)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .intervals import Intervals
-from .mask import Mask
-from .tile import classify
+from ..intervals import Intervals
+from ..pattern import Pattern
+from ..tile import classify
 
 
 @dataclass(frozen=True)
-class RowInterval(Mask):
+class RowInterval(Pattern):
     """Query i sees the keys from ``first_key(i)`` to ``last_key(i)``; both never decrease, and i is among them."""
 
     def first_key(self, q: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .progression import FOREVER, Progression
-from .strip import Strip
+from ..pattern import Pattern
+from ..progression import FOREVER, Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Dilated(Mask):
+class Dilated(Pattern):
     """``window`` keys, each ``dilation`` apart: ``0 <= i - j < window * dilation`` and ``(i - j) mod dilation = 0``.
 
     Beltagy et al., "Longformer" (https://arxiv.org/abs/2004.05150), made causal.

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .progression import Progression
-from .strip import Strip
+from ..pattern import Pattern
+from ..progression import Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Strided(Mask):
+class Strided(Pattern):
     """Every ``stride``-th key back from the query: ``(i - j) mod stride = 0``.
 
     The strided half of Child et al., "Sparse Transformers" (https://arxiv.org/abs/1904.10509); their whole pattern

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .strip import Strip
+from ..pattern import Pattern
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Causal(Mask):
+class Causal(Pattern):
     """Every key that is not after the query: ``j <= i``.
 
     The decoder of Vaswani et al., "Attention Is All You Need" (https://arxiv.org/abs/1706.03762).

@@ -1,11 +1,11 @@
-"""The static patterns by name. A new one is one line here."""
+"""The static patterns, one file each. A new one is one file and one line here."""
 
+from ..pattern import Pattern
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
 from .causal import Causal
 from .dilated import Dilated
 from .log_sparse import LogSparse
-from .mask import Mask
 from .offsets import Offsets
 from .prefix import Prefix
 from .sinks import Sinks
@@ -14,7 +14,7 @@ from .spans import Spans
 from .strided import Strided
 from .summary import Summary
 
-PATTERNS: dict[str, type[Mask]] = {
+PATTERNS: dict[str, type[Pattern]] = {
     pattern.name: pattern
     for pattern in (
         Causal,
@@ -31,3 +31,19 @@ PATTERNS: dict[str, type[Mask]] = {
         Spans,
     )
 }
+
+__all__ = [
+    "PATTERNS",
+    "BlockCausal",
+    "BlockLocal",
+    "Causal",
+    "Dilated",
+    "LogSparse",
+    "Offsets",
+    "Prefix",
+    "Sinks",
+    "SlidingWindow",
+    "Spans",
+    "Strided",
+    "Summary",
+]

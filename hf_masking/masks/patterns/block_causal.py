@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .progression import FOREVER
+from ..progression import FOREVER
 from .row_interval import RowInterval
 
 

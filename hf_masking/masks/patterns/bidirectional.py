@@ -1,4 +1,4 @@
-"""Spans whose tokens see each other both ways."""
+"""The base of masks that are bidirectional inside marked spans."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .intervals import Intervals
-from .mask import Mask
-from .tile import Tile, classify
-
-Bounds = tuple[tuple[int, int], ...]
+from ..intervals import Intervals
+from ..mask import Bounds
+from ..pattern import Pattern
+from ..tile import Tile, classify
 
 
 @dataclass(frozen=True)
-class BothWays(Mask):
-    """Query and key are in the same span. Where the spans are comes with each row of a batch: see `Mask.bind`."""
+class Bidirectional(Pattern):
+    """The pairs whose query and key are in the same span. Each row of a batch may have its own spans (`Mask.bind`)."""
 
     @property
     def bounds(self) -> Bounds | None:
-        """First position and the one behind the last of each span, in order; None where only the batch knows."""
+        """The spans, in order: first position and the one after the last; None if only the batch knows them."""
         raise NotImplementedError
 
     @property
-    def is_bound(self) -> bool:
-        return self.bounds is not None
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.name} if self.bounds is None else ())
 
     def intervals(self, q: Tensor) -> list[Intervals]:
         starts, stops = self._edges(q)
@@ -44,7 +43,7 @@ class BothWays(Mask):
         if not len(starts):
             shape = torch.broadcast_shapes(q_lo.shape, k_lo.shape)
             return torch.full(shape, Tile.NONE, dtype=torch.int8, device=q_lo.device)
-        # The spans that each range meets are those from the first that ends behind its start.
+        # A range meets the spans from the first one that ends after its start.
         first_q, first_k = (torch.searchsorted(stops, low.contiguous(), right=True) for low in (q_lo, k_lo))
         last_q, last_k = (torch.searchsorted(starts, high.contiguous()) - 1 for high in (q_hi, k_hi))
         first, last = torch.maximum(first_q, first_k), torch.minimum(last_q, last_k)
@@ -64,11 +63,11 @@ class BothWays(Mask):
         return max((stops - starts - 1).tolist(), default=0)
 
     def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Starts and stops of the spans that are not empty."""
+        """Return the starts and stops of the spans that are not empty."""
         if self.bounds is None:
             raise ValueError(
                 f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
-                "(in `generate` the prompt is the prefix, or say past_key_values=cache_with_prefix(model, ...)), or "
+                "(in `generate` the prompt is the prefix, or pass past_key_values=cache_with_prefix(model, ...)), or "
                 "write a fixed one such as 'prefix:17'"
             )
         edges = torch.tensor([span for span in self.bounds if span[0] < span[1]], dtype=torch.long, device=like.device)
@@ -77,11 +76,11 @@ class BothWays(Mask):
 
 
 def _span_of(x: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
-    """The number of the span in which each position lies, -1 for none."""
+    """Return the index of the span that each position is in, -1 for none."""
     span = torch.searchsorted(starts, x.contiguous(), right=True) - 1
     return torch.where((span >= 0) & (x < _look_up(stops, span)), span, -1)
 
 
 def _look_up(edges: Tensor, span: Tensor) -> Tensor:
-    """``edges[span]``, with 0 where there is no span."""
+    """Return ``edges[span]``, with 0 where there is no span."""
     return torch.cat([edges, edges.new_zeros(1)])[span]

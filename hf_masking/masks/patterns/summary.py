@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .progression import Progression
-from .strip import Strip
+from ..pattern import Pattern
+from ..progression import Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class Summary(Mask):
+class Summary(Pattern):
     """The last ``width`` keys of each stretch of ``stride``: ``j mod stride >= stride - width`` and ``j <= i``.
 
     The "fixed" columns of Child et al., "Sparse Transformers" (https://arxiv.org/abs/1904.10509); their whole

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .mask import Mask
-from .progression import Progression
-from .strip import Strip
+from ..pattern import Pattern
+from ..progression import Progression
+from ..strip import Strip
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Mask):
+class SlidingWindow(Pattern):
     """The last ``window`` keys **including the query itself**: ``0 <= i - j < window``.
 
     The meaning of ``sliding_window`` in Transformers; flash-attention writes it ``window - 1``. Beltagy et al.,

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .progression import FOREVER
+from ..progression import FOREVER
 from .row_interval import RowInterval
 
 
