@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
-from ..evaluation import CacheSize, cache_size
+from ..evaluation import CacheSize, cache_size, tokenize
 from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
 from ..modeling import check_fits, label_of
 from .commands.generate import GenerateOptions
 from .masking import check_specs, chosen, most_lookahead, put_into
 from .options import MaskOptions, at_least, utf_8
 from .terminal import console, errors
+
+COLDEST = 1e-6  # temperature; scores divided by much less are infinite
 
 
 def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
@@ -25,7 +27,7 @@ def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
     _check(options)
     check_specs(masks)
     tokenizer = load_tokenizer(model)
-    tokens = tokenizer(options.prompt, return_tensors="pt")
+    tokens = tokenize(tokenizer, options.prompt, return_tensors="pt")
     if not tokens["input_ids"].numel():
         raise ValueError("the prompt has no tokens; say something: --prompt 'Once upon a time'")
     loaded = load_model(model)
@@ -48,6 +50,11 @@ def _check(options: GenerateOptions) -> None:
     at_least(1, max_new_tokens=options.max_new_tokens)
     if not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0 and finite, got {options.temperature}")
+    if 0 < options.temperature < COLDEST:
+        raise ValueError(
+            f"--temperature must be 0, which takes the likeliest token, or at least {COLDEST}, got "
+            f"{options.temperature}"
+        )
     if not -(2**63) <= options.seed < 2**63:
         raise ValueError(f"--seed must fit into 64 bits, got {options.seed}")
     if not 0 < options.top_p <= 1:

@@ -7,7 +7,7 @@ from .memory import peak_memory
 from .perplexity import perplexity, refuse_lookahead
 from .process import in_own_process
 from .scoring import Perplexity, WindowedText
-from .text import STDLIB, Text, TextStream, encode, load_stream, load_text
+from .text import STDLIB, Text, TextStream, encode, load_stream, load_text, tokenize
 
 __all__ = [
     "STDLIB",
@@ -27,4 +27,5 @@ __all__ = [
     "realised_density",
     "refuse_lookahead",
     "side_by_side",
+    "tokenize",
 ]

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling import base_model_of, load, vocabulary_of
+from .text import tokenize
 
 _LONGEST_REASON = 250  # characters
 
@@ -37,6 +38,8 @@ def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedMo
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, or that of an adapter's base model."""
+    if (Path(name) / "config.json").is_file():
+        _load(AutoConfig.from_pretrained, name, "model")  # the tokenizer's class is looked up in it
     return _load(_tokenizer, name, "tokenizer")
 
 
@@ -62,7 +65,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
     """Return the BOS token to put before every window, or None; by default do as the tokenizer does."""
     if wanted is None:
-        wanted = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        begins = tokenize(tokenizer, "a")["input_ids"][:1]
+        wanted = tokenizer.bos_token_id is not None and begins == [tokenizer.bos_token_id]
     if wanted and tokenizer.bos_token_id is None:
         raise ValueError("the tokenizer has no BOS token; leave --bos out")
     return tokenizer.bos_token_id if wanted else None
@@ -94,5 +98,7 @@ def _reason(error: Exception) -> str:
     """Return a library's message on one line, without its advice to Python users."""
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split())
+    if not words or not isinstance(error, (ValueError, OSError)):
+        words = f"{type(error).__name__}: {words or 'no reason given'}"
     return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."

@@ -61,7 +61,7 @@ class TextStream:
                 if self.column not in batch:
                     raise ValueError(f"{self.source} has no column {self.column!r}; its columns are {', '.join(batch)}")
                 lines = [f"{text}\n" for text in batch[self.column]]
-                yield from tokenizer(lines, add_special_tokens=False)["input_ids"]
+                yield from tokenize(tokenizer, lines, add_special_tokens=False)["input_ids"]
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.source} is not UTF-8 text ({error}); convert it or name another one") from None
 
@@ -128,12 +128,12 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     if max_tokens is None:
-        ids = _tokenize(tokenizer, text.content)["input_ids"]
+        ids = _with_offsets(tokenizer, text.content)["input_ids"]
         return torch.tensor(ids, dtype=torch.long), len(text.content.encode())
     # What is cut anyway need not be encoded; a last token that the cut fell into is among what is thrown away.
     characters = 4 * max_tokens
     while True:
-        encoded = _tokenize(tokenizer, text.content[:characters])
+        encoded = _with_offsets(tokenizer, text.content[:characters])
         if len(encoded["input_ids"]) > max_tokens or characters >= len(text.content):
             break
         characters *= 2
@@ -143,8 +143,21 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
     return torch.tensor(ids, dtype=torch.long), None if covered is None else len(covered.encode())
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
-    return tokenizer(content, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
+def _with_offsets(tokenizer: PreTrainedTokenizerBase, content: str) -> Any:
+    offsets = tokenizer.is_fast
+    return tokenize(tokenizer, content, add_special_tokens=False, verbose=False, return_offsets_mapping=offsets)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
+    """Call a tokenizer; raises ValueError, which names it, where it is damaged and cannot encode the text."""
+    try:
+        return tokenizer(text, **options)
+    except Exception as error:  # whatever its library raises
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} cannot encode the text ({type(error).__name__}: {reason}); "
+            "repair its tokenizer.json or tokenizer_config.json, or give another model"
+        ) from None
 
 
 def _path(source: str) -> Path:

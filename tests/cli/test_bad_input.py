@@ -285,6 +285,8 @@ GENERATE = each(("generate", "model", "--prompt", "abc"), [
     ("--max-new-tokens must be at least 1, got -1", "--mask", "causal", "--max-new-tokens", "-1"),
     ("--temperature must be at least 0 and finite, got nan", "--mask", "causal", "--temperature", "nan"),
     ("--temperature must be at least 0 and finite, got inf", "--mask", "causal", "--temperature", "inf"),
+    ("--temperature must be 0, which takes the likeliest token, or at least 1e-06, got 1e-320", "--mask", "causal",
+     "--temperature", "1e-320"),
     ("--top-p must be above 0 and at most 1, got 0.0", "--mask", "causal", "--top-p", "0"),
     ("--top-p must be above 0 and at most 1, got nan", "--mask", "causal", "--top-p", "nan"),
     ("--seed must fit into 64 bits", "--mask", "causal", "--seed", "99999999999999999999"),
