@@ -30,7 +30,7 @@ def count_pairs(mask: Mask, length: int) -> int:
     """
     try:
         return _Count(length).of(mask)
-    except _TooIrregularError:
+    except _UncountableError:
         return sum(int(pairs.sum()) for pairs in _all_pairs(mask, length))
 
 
@@ -46,8 +46,8 @@ def keys_kept(mask: MaskExpression, length: int) -> int:
     return int((mask.union.last_reader(torch.arange(length)) >= length).sum())
 
 
-class _TooIrregularError(Exception):
-    """A mask without intervals, or with too many of them."""
+class _UncountableError(Exception):
+    """A mask whose pairs no formula counts: without intervals, or with too many sets of common pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class _Count:
     def passing(self, pairs: _Common, guards: Sequence[Guard]) -> int:
         self.meetings += 1
         if self.meetings > _MOST_MEETINGS:
-            raise _TooIrregularError
+            raise _UncountableError
         if not bool((pairs.first < pairs.stop).any()):
             return 0
         if not guards:
@@ -113,10 +113,10 @@ class _Count:
 
     def pieces(self, mask: Predicate) -> list[Intervals]:
         if not isinstance(mask, Mask):
-            raise _TooIrregularError  # a strip that no lattice describes
+            raise _UncountableError  # a strip that no lattice describes
         pieces = mask.intervals(self.q)
         if any(guard.mask == mask for piece in pieces for guard in piece.guards):
-            raise _TooIrregularError
+            raise _UncountableError
         return pieces
 
 

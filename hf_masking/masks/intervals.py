@@ -24,6 +24,10 @@ MAX_PIECES = 64
 EVERY_KEY = Progression()
 
 
+class TooIrregularError(Exception):
+    """A mask that would be cut into more than MAX_PIECES pieces."""
+
+
 class Predicate(Protocol):
     """What a guard asks: a mask or a strip."""
 
@@ -126,18 +130,29 @@ def irregular(mask: Predicate, q: Tensor, lookahead: int) -> list[Intervals]:
     return [Intervals(torch.zeros_like(q), q.long() + (1 + lookahead)).guarded(mask, True)]
 
 
+def limited(pieces: list[Intervals]) -> list[Intervals]:
+    """Return the pieces, or raise TooIrregularError if there are more than MAX_PIECES."""
+    if len(pieces) > MAX_PIECES:
+        raise TooIrregularError(f"{len(pieces)} pieces")
+    return pieces
+
+
 def subtract(pieces: Iterable[Intervals], removed: Sequence[Intervals], mask: Predicate) -> list[Intervals]:
-    """What ``pieces`` have and ``mask`` has not; ``removed`` are the pieces of ``mask``."""
+    """Return the pairs of ``pieces`` that ``mask``, whose pieces are ``removed``, does not allow.
+
+    Raises:
+        TooIrregularError: these are more than MAX_PIECES pieces.
+    """
     result: list[Intervals] = []
     for piece in pieces:
         rest: list[Intervals] | None = [piece]
         for hole in removed:
             if rest is not None and piece.overlaps(hole):
                 rest = _without(rest, hole)
-            if rest is not None and len(rest) > MAX_PIECES:
-                return rest  # who asked will see that these are too many
+            if rest is not None:
+                limited(rest)
         result.extend([piece.guarded(mask, False)] if rest is None else rest)
-    return result
+    return limited(result)
 
 
 def _without(pieces: Iterable[Intervals], hole: Intervals) -> list[Intervals] | None:

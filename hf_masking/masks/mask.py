@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import intervals, tile
-from .intervals import MAX_PIECES, Intervals, Lattice
+from .intervals import Intervals, Lattice, TooIrregularError
 from .normal_form import NormalForm
 
 MAX_DEPTH = 64
@@ -194,10 +194,13 @@ class Composition(Mask):
         return self.symbol.join(printed)
 
     def intervals(self, q: Tensor) -> list[Intervals]:
-        pieces = self._pieces(q)
-        return pieces if len(pieces) <= MAX_PIECES else super().intervals(q)
+        try:
+            return intervals.limited(self._pieces(q))
+        except TooIrregularError:
+            return super().intervals(q)
 
     def _pieces(self, q: Tensor) -> list[Intervals]:
+        """Return disjoint pieces, as for `intervals`; raise TooIrregularError if there are too many."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -268,8 +271,6 @@ class Union(_Members):
         for index, (_, pieces) in enumerate(members):
             for earlier, earlier_pieces in members[:index]:
                 pieces = intervals.subtract(pieces, earlier_pieces, earlier)
-                if len(pieces) > MAX_PIECES:
-                    return pieces  # too many, and cut short: nothing may be taken from them any more
             result.extend(pieces)
         return result
 
