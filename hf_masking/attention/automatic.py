@@ -8,16 +8,12 @@ from typing import NamedTuple
 
 from ..masks import MaskExpression
 from ..plan import DocumentMask
+from ..plan.cost_model import CAUSAL_PAIR, DENSE_PAIR
 from .backends import why_not
 from .inputs import Inputs
 
 logger = logging.getLogger("hf_masking")
 
-# The time of dense attention, forward and backward, in the unit of a plan's cost: one pair of a block of 64 queries.
-# Measured by `hf-masking bench --preset readme` on a CPU (docs/bench.json), which also measures both sides of the
-# break-even.
-_CAUSAL_COST = 0.57  # for each pair of the triangle
-_DENSE_COST = 0.60  # for each pair of the rectangle, allowed or not
 # Up to this many pairs attention is dense, and no plan is made to compare it with.
 _FEW_PAIRS = 2**14
 # No dense mask is larger than this, however fast it would be.
@@ -68,12 +64,12 @@ def _estimate(document_mask: DocumentMask) -> _Estimate:
     if pairs <= _FEW_PAIRS:
         return _Estimate(-1.0, f"dense attention is faster for so few pairs (up to {_FEW_PAIRS:,})")
     if document_mask.is_causal:
-        gain = pairs / 2 * _CAUSAL_COST - document_mask.plan.cost
+        gain = pairs / 2 * CAUSAL_PAIR - document_mask.plan.cost
         return _Estimate(gain, "the mask is all of causal at this length")
     reason = "dense attention is expected to be faster at this length"
     if pairs > _MOST_PAIRS:
         return _Estimate(float("inf"), reason)
-    return _Estimate(pairs * _DENSE_COST - document_mask.plan.cost, reason)
+    return _Estimate(pairs * DENSE_PAIR - document_mask.plan.cost, reason)
 
 
 def log(choice: Choice, mask: MaskExpression) -> None:

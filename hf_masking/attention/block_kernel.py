@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..plan.blocks import WORKSPACE, Blocks, Run
+from ..plan.blocks import Blocks, Run
+from ..plan.cost_model import WORKSPACE
 from ..plan.layout import Layout
 from . import fused
 from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing, merge, normalized, write
@@ -39,8 +40,8 @@ def forward(part: Blocks, x: Forward, scoring: Scoring, generator: torch.Generat
     for run in part.runs:
         biases = _biases(part, run, laid.query)
         wholes: dict[int, tuple[Tensor, Tensor] | None] = {}
-        put = write if fresh and run.row >= written else merge
-        written = run.row + run.blocks * run.rows
+        put = write if fresh and run.first_row >= written else merge
+        written = run.stop_row
         for lanes in _lanes(part, run, x):
             rows, row_lse = (_row_view(y, run, lanes) for y in (out, lse))
             if can_fuse and not laid.weighings:
@@ -171,7 +172,7 @@ class _LaidWeighing:
         """The first block of a run, if it stands for all."""
         if not self.repeats:
             return run, lanes
-        return run._replace(blocks=1), replace(lanes, classes=slice(lanes.classes.start, lanes.classes.start + 1))
+        return replace(run, blocks=1), replace(lanes, classes=slice(lanes.classes.start, lanes.classes.start + 1))
 
     def _tile(self, run: Run, lanes: _Lanes) -> tuple[Tensor, Tensor | None, Tensor]:
         heads = _length(lanes.heads)
@@ -257,7 +258,7 @@ def _lanes(part: Blocks, run: Run, x: Forward) -> Iterator[_Lanes]:
     On a CPU an operation is batched along one axis, blocks or classes or heads: along two of them the windows, which
     overlap, would have to be copied, which only pays where there is so little to do that starting it takes longer.
     """
-    size = run.blocks * run.rows * run.width
+    size = run.pairs
     limit = max(1, WORKSPACE // size)
     few = limit if x.query.device.type != "cpu" else max(1, _COPIED // size)
     n_classes = min(part.classes, limit if run.blocks == 1 else few)
@@ -276,7 +277,7 @@ def _row_view(x: Tensor, run: Run, lanes: _Lanes) -> Tensor:
     """The run's rows of ``[H, C, q, D]`` as ``[heads, classes, blocks, rows, D]``, a view."""
     (head, classes, row, column), rows = x.stride(), run.rows
     sizes = _length(lanes.heads), _length(lanes.classes), run.blocks, rows, x.shape[-1]
-    start = x.storage_offset() + lanes.heads.start * head + lanes.classes.start * classes + run.row * row
+    start = x.storage_offset() + lanes.heads.start * head + lanes.classes.start * classes + run.first_row * row
     return x.as_strided(sizes, (head, classes, rows * row, row, column), start)
 
 
@@ -291,7 +292,7 @@ def _window_view(x: Tensor, run: Run, lanes: _Lanes, heads: int, start: int, wid
     """
     head, classes, row, column = x.stride()
     sizes = heads, _length(lanes.classes), run.blocks, width, x.shape[-1]
-    begin = lanes.key_heads.start * head + lanes.classes.start * classes + (run.key + start) * row
+    begin = lanes.key_heads.start * head + lanes.classes.start * classes + (run.first_key + start) * row
     shared = 0 if _length(lanes.key_heads) == 1 else head
     return x.as_strided(sizes, (shared, classes, run.rows * row, row, column), x.storage_offset() + begin)
 
@@ -335,8 +336,8 @@ def _biases(part: Blocks, run: Run, like: Tensor) -> list[Bias]:
 
 def _edge(part: Blocks, run: Run, columns: slice, like: Tensor) -> Bias:
     blocks = 1 if run.uniform else run.blocks
-    rows = slice(run.row, run.row + blocks * run.rows)
-    window = run.key + torch.arange(blocks, dtype=torch.int32)[:, None] * run.rows
+    rows = slice(run.first_row, run.first_row + blocks * run.rows)
+    window = run.first_key + torch.arange(blocks, dtype=torch.int32)[:, None] * run.rows
     first, stop = (bound[:, rows].unflatten(1, (blocks, run.rows)) - window for bound in (part.first, part.stop))
     column = torch.arange(columns.start, columns.stop, dtype=torch.int32)
     return columns, _as_bias((column >= first[..., None]) & (column < stop[..., None]), like)
@@ -353,8 +354,8 @@ def _guard(part: Blocks, run: Run, like: Tensor) -> Bias:
 def _grid_positions(positions: tuple[Tensor, Tensor], run: Run) -> tuple[Tensor, Tensor]:
     """The positions of a run's rows ``[C, blocks, rows, 1]`` and of its windows' keys ``[C, blocks, 1, width]``."""
     q, k = positions
-    q = q[:, run.row : run.row + run.blocks * run.rows].unflatten(1, (run.blocks, run.rows))
-    k = k[:, run.key : run.key + (run.blocks - 1) * run.rows + run.width].unfold(1, run.width, run.rows)
+    q = q[:, run.first_row : run.stop_row].unflatten(1, (run.blocks, run.rows))
+    k = k[:, run.first_key : run.first_key + (run.blocks - 1) * run.rows + run.width].unfold(1, run.width, run.rows)
     return q[..., None], k[..., None, :]
 
 

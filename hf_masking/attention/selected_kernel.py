@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from ..plan.cost_model import WORKSPACE
 from ..plan.selected import Selected
 from .operands import LOG2E, Backward, Forward, Scoring, Weighing, normalized
-
-_WORKSPACE = 2**20  # scores of the tiles that are computed together: they should stay in the processor's cache
 
 
 def forward(part: Selected, x: Forward, scoring: Scoring, generator: torch.Generator, *, fresh: bool) -> None:
@@ -101,7 +100,7 @@ class _Tiles:
     def batches(self) -> Iterator[tuple[slice, slice]]:
         """Some tiles, and their slots."""
         tiles, size = self.part.rows.shape
-        step = max(1, _WORKSPACE // (size * self.heads * self.part.block))
+        step = max(1, WORKSPACE // (size * self.heads * self.part.block))
         for first in range(0, tiles, step):
             stop = min(first + step, tiles)
             yield slice(first, stop), slice(first * size, stop * size)

@@ -1,4 +1,4 @@
-"""A part that is computed elementwise: a few single distances."""
+"""A part that is computed elementwise: a few single distances ``i - j``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import torch
 
 from ..masks import FOREVER
 from ..masks.intervals import EVERY_KEY, Intervals
-from .blocks import RUN_COST
+from .cost_model import DIAGONAL_OPERATION, DIAGONAL_PAIR
 from .layout import Lengths
 
 MOST_DISTANCES = 32  # of one piece
-# What a pair costs, in pairs of a block of 64 (measured).
-_PAIR_COST = 14.0
 _ROWS = 1024  # rows that are computed together
 _DIAGONAL_BYTES = 200  # memory of a diagonal
 
 
 @dataclass(frozen=True)
 class Diagonal:
-    """Row r sees key ``r + shift``, for ``rows`` rows from ``row`` on."""
+    """Row r attends to key ``r + shift``, for ``rows`` rows from ``row`` on."""
 
     row: int
     rows: int
@@ -29,7 +27,7 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Diagonals:
-    """Diagonals of one document; each row is on every one of them, on some or on none."""
+    """Diagonals of one document; a row is on all of them, on some or on none."""
 
     diagonals: tuple[Diagonal, ...]
 
@@ -48,24 +46,24 @@ class Diagonals:
 
     @property
     def is_cheapest(self) -> bool:
-        """Whether blocks, the smallest of which touch 16 keys a row, need not be looked at."""
+        """Whether it is cheaper than any blocks, the smallest of which touch 16 keys per row."""
         return len(self.diagonals) <= 2
 
     @property
     def cost(self) -> float:
-        """Time in pairs of a block of 64."""
+        """Time, see `cost_model`."""
         operations = sum(1 + diagonal.rows / _ROWS for diagonal in self.diagonals)
-        return self.touched * _PAIR_COST + operations * RUN_COST / 4
+        return self.touched * DIAGONAL_PAIR + operations * DIAGONAL_OPERATION
 
 
 def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
-    """The diagonals that a clipped, non-empty piece is, or None if it is none or too many."""
+    """Return the diagonals of a clipped, non-empty piece; None if it is not made of diagonals, or of too many."""
     if piece.guards or piece.lattice.keys != EVERY_KEY:
         return None
     real = piece.first < piece.stop
     q = lengths.query_positions()
     stride = piece.lattice.stride
-    # The distances that are multiples of the stride; the least one rounded up, the greatest one rounded down.
+    # Distances are multiples of the stride: the least is rounded up, the greatest down.
     least = -(int(torch.where(real, piece.stop - 1 - q, -FOREVER).max()) // stride) * stride
     greatest = int(torch.where(real, q - piece.first, -FOREVER).max()) // stride * stride
     distances = range(least, greatest + 1, stride)
@@ -73,7 +71,7 @@ def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
         return None
     diagonals = []
     for distance in distances:
-        # Where there is but one distance, every row that sees something is on it.
+        # With a single distance every row that is not empty is on it.
         on_it = real if len(distances) == stride == 1 else (piece.first <= q - distance) & (q - distance < piece.stop)
         row, rows = int(on_it.int().argmax()), int(on_it.sum())
         if not bool(on_it[row : row + rows].all()):

@@ -9,7 +9,8 @@ import torch
 
 from ..masks import Causal, Mask
 from ..masks.intervals import Intervals, Lattice
-from .blocks import Blocks, blocks_of
+from .blocks import Blocks
+from .cutting import blocks_of
 from .diagonals import Diagonals, diagonals_of
 from .layout import Lengths
 from .memory import remember

@@ -11,7 +11,9 @@ from torch import Tensor
 from ..adaptive.adaptive_mask import TILE
 from ..masks import Mask, Tile
 from ..masks.intervals import Guard
-from .blocks import MOST_ROWS, WORKSPACE, Blocks, Run, blocks_of
+from .blocks import Blocks, Run
+from .cost_model import MOST_ROWS, WORKSPACE
+from .cutting import blocks_of
 from .layout import Layout, Lengths
 from .memory import remember
 from .plan import pieces_of
@@ -79,4 +81,4 @@ def _rectangles(tiles: Tensor, lengths: Lengths) -> Iterator[Run]:
 def _run(first: int, stop: int, stretch: tuple[int, int], lengths: Lengths) -> Run:
     row, key = first * TILE, stretch[0] * TILE
     rows, width = min(stop * TILE, lengths.queries) - row, min(stretch[1] * TILE, lengths.keys) - key
-    return Run(row, 1, rows, key, width, 0, 0, True)
+    return Run(first_row=row, blocks=1, rows=rows, first_key=key, width=width, left=0, right=0, uniform=True)
