@@ -26,6 +26,7 @@ _NONE = "-"
 class Report:
     """The results of some masks; all are compared with the first one.
 
+    eval_speeds: tokens per second of evaluation under each mask, of interleaved runs.
     pays_from: break-even length of each mask; None if it is not faster than dense attention up to ``longest``.
     labels: the name of each mask's rows where it is not the spec: masks by layer, the model's own window.
     description: what makes the comparison itself, for the JSON.
@@ -35,6 +36,7 @@ class Report:
     context: int
     masks: Sequence[str]
     trials: Sequence[Trial]
+    eval_speeds: Mapping[str, float | None]
     pays_from: dict[str, int | None]
     longest: int
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class Report:
             "perplexity\npatched": lambda mask: f"{mask.trials[0].patched:.2f}",
             "perplexity\nfine-tuned": lambda mask: _figure(mask.finetuned, "{:.2f}"),
             "tokens/s\ntraining": lambda mask: _number(mask.median("train_tokens_per_second"), "{:,.0f}"),
-            "tokens/s\neval": lambda mask: _number(mask.median("eval_tokens_per_second"), "{:,.0f}"),
+            "tokens/s\neval": lambda mask: _number(self.eval_speeds.get(mask.mask), "{:,.0f}"),
             "peak\nMiB": lambda mask: _number(mask.median("peak_memory_bytes"), "{:,.0f}", MEBI),
         }
         return self._grid(columns)
@@ -120,6 +122,7 @@ class Report:
             **self.description,
             "machine": describe_machine(),
             "seconds": sum(trial.seconds or 0 for trial in self.trials),  # those of earlier runs included
+            "eval_tokens_per_second": dict(self.eval_speeds),
             "pays_from": self.pays_from,
             "runs": dict(self.labels),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],

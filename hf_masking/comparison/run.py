@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, WindowedText, encode, in_own_process, refuse_lookahead
 from ..evaluation.benchmark import Shape
@@ -25,9 +25,10 @@ from ..files import digest
 from ..modeling import check_fits, label_of, patch_model, shape_of, unpatch_model
 from ..training import Contexts
 from .break_even import break_even
+from .eval_speed import eval_speeds
 from .folder import ComparisonFolder
 from .report import Report
-from .small_model import SMALL, small_model, small_outline
+from .small_model import SMALL, small_model, small_outline, small_tokenizer
 from .trial_settings import TrialSettings
 from .trials import Experiment, Tell, Trial, try_masks
 
@@ -106,11 +107,14 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
     model = small_outline() if request.model is None else _loaded(request.model)
     labels = _labels(model, request)
     with folder.claimed(description, resume):
-        path = request.model or str(
-            in_own_process(_small_model, request.train, request.held_out, listener.on_small_model)
+        tokenizer = (
+            small_tokenizer(request.train, request.held_out) if request.model is None else load_tokenizer(request.model)
         )
-        experiment = _experiment(path, model, request)
+        experiment = _experiment(tokenizer, model, request)
         del model
+        if request.model is None:
+            path = in_own_process(_small_model, request.train, request.held_out, listener.on_small_model)
+            experiment = dataclasses.replace(experiment, model=str(path))
         trials = _try(experiment, request.pairs, folder, description, listener)
         if all(trial.error for trial in trials):
             raise ValueError(f"no mask could be measured; {trials[0].mask}: {trials[0].error}")
@@ -119,7 +123,8 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
             context=request.settings.context,
             masks=request.masks,
             trials=trials,
-            pays_from=in_own_process(_break_even, path, request.masks, request.longest),
+            eval_speeds=eval_speeds(experiment, request.masks),
+            pays_from=in_own_process(_break_even, experiment.model, request.masks, request.longest),
             longest=request.longest,
             labels=labels,
             description=description,
@@ -159,9 +164,9 @@ def _small_model(train: Text, held_out: Text, on_record: Callable[[dict[str, Any
     return small_model(train, held_out, on_record)
 
 
-def _experiment(folder: str, model: PreTrainedModel, request: Request) -> Experiment:
+def _experiment(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: Request) -> Experiment:
     """Return what all trials share; raise a ValueError for what every one of them would refuse."""
-    tokenizer, settings = load_tokenizer(folder), request.settings
+    settings = request.settings
     check_vocabulary(model, tokenizer)
     eval_ids, n_bytes = encode(request.held_out, tokenizer, settings.eval_tokens)
     train_ids = encode(request.train, tokenizer, settings.train_tokens)[0]
@@ -171,7 +176,7 @@ def _experiment(folder: str, model: PreTrainedModel, request: Request) -> Experi
     WindowedText(eval_ids, settings.context, settings.stride, bos, batch_size=1)
     Contexts.pack(train_ids, settings.context)
     return Experiment(
-        model=folder,
+        model=request.model or "",
         train_ids=train_ids.numpy(),
         eval_ids=eval_ids.numpy(),
         settings=settings.training(),

@@ -72,12 +72,12 @@ def small_model(
 
     An interrupted training continues from its last checkpoint.
     """
-    run = cache_folder() / f"small-llama-{_fingerprint(recipe, train, held_out)}"
+    run = _folder(train, held_out, recipe)
     finished = run / "finished"
     if finished.exists():
         return run / "best"
     settings = recipe.settings
-    tokenizer = _tokenizer(train, recipe.vocabulary, cache_folder() / f"{run.name}-tokenizer.json")
+    tokenizer = small_tokenizer(train, held_out, recipe)
     torch.manual_seed(settings.seed)
     finetune(
         AutoModelForCausalLM.from_config(_config(recipe, tokenizer.eos_token_id)),
@@ -91,6 +91,12 @@ def small_model(
     )
     finished.touch()
     return run / "best"
+
+
+def small_tokenizer(train: Text, held_out: Text, recipe: Recipe = SMALL) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the model for this text, and train it first unless that was done before."""
+    run = _folder(train, held_out, recipe)
+    return _tokenizer(train, recipe.vocabulary, run.with_name(f"{run.name}-tokenizer.json"))
 
 
 def small_outline(recipe: Recipe = SMALL) -> PreTrainedModel:
@@ -107,6 +113,10 @@ def _config(recipe: Recipe, eos_token_id: int | None) -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=eos_token_id,
     )
+
+
+def _folder(train: Text, held_out: Text, recipe: Recipe) -> Path:
+    return cache_folder() / f"small-llama-{_fingerprint(recipe, train, held_out)}"
 
 
 def _fingerprint(recipe: Recipe, train: Text, held_out: Text) -> str:

@@ -59,7 +59,6 @@ class Trial:
     by_position: tuple[float | None, ...] = ()
     bits_per_byte: float | None = None
     train_tokens_per_second: float | None = None
-    eval_tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     cache_bytes: int | None = None
     full_cache_bytes: int | None = None
@@ -102,16 +101,11 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
     patch_model(model, mask, layers=experiment.layers, replace_model_window=experiment.replace_model_window)
     settings = replace(experiment.settings, seed=seed)
     evaluations: list[Perplexity] = []
-    seconds: list[float] = []
 
     def evaluate(model: PreTrainedModel, token_ids: Tensor) -> Perplexity:
-        before = time.perf_counter()
         evaluations.append(_evaluate(model, token_ids, experiment))
-        seconds.append(time.perf_counter() - before)
         return evaluations[-1]
 
-    # One context warms up; the first evaluation, before training, is the timed one.
-    _evaluate(model, eval_ids[: settings.context + 1], experiment)
     cache = _cache_of_a_context(model, eval_ids[: settings.context])
     on_record = None if tell is None else functools.partial(tell, mask)
     trained = finetune(model, train_ids, eval_ids, settings, evaluate=evaluate, on_record=on_record)
@@ -123,7 +117,6 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         by_position=evaluations[-1].by_position,
         bits_per_byte=evaluations[-1].bits_per_byte,
         train_tokens_per_second=trained.tokens_per_second,
-        eval_tokens_per_second=evaluations[0].tokens / seconds[0],
         peak_memory_bytes=peak_memory(model.device),
         cache_bytes=cache.held_bytes,
         full_cache_bytes=cache.full_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class _Run:
                 self.tally.add(batch, self.text.losses(self.model, batch))
             except Exception as error:  # whatever it is, its row says so
                 self.error = error
+                _clear_frames(error)
             self.seconds += time.perf_counter() - started
 
     def measurement(self, text_bytes: int | None) -> Measurement:
@@ -86,6 +88,13 @@ class _Run:
             return Measurement(error=self.error)
         result = self.tally.result(text_bytes)
         return Measurement(result, result.tokens / self.seconds)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Release the tensors of a failed forward, which its frames hold: memory may be what it lacked."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @contextmanager

@@ -203,6 +203,27 @@ def with_a_mask_that_is_killed(experiment, trials, tell):
             yield from try_masks(experiment, [(mask, seed)], tell)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--eval-tokens", "100"), "the text has 100 tokens, and one context of 512 needs 513"),
+        (("--stride", "513"), "stride must be from 1 to the context, which is 512, got 513"),
+        (("--train-tokens", "500"), "the text to train on has 500 tokens, and one context of 512 needs 513"),
+    ],
+)
+def test_a_text_that_does_not_fit_is_refused_before_the_small_model_is_trained(
+    run, tmp_path, monkeypatch, options, message
+):
+    (tmp_path / "text.txt").write_text("".join(f"{word} and {word + 1}\n" for word in range(9000)))
+    monkeypatch.setenv("HF_MASKING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(comparison_run, "in_own_process", None)
+    code, _, err = run(
+        "compare", "--data", tmp_path / "text.txt", "--context", "512", *options, "--output", tmp_path / "out"
+    )
+    assert code == 2 and message in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare_one_mask(run, model_folder, text_file, tmp_path):
     (tmp_path / "out").mkdir()
     code, out, err = run(
@@ -237,12 +258,12 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypa
         assert trial["error"] is None
         assert trial["peak_memory_bytes"] > 50 * 2**20
         assert trial["train_tokens_per_second"] > 0
-        assert trial["eval_tokens_per_second"] > 0
         assert list(trial["recovery"]) == ["0", "2", "4"]
         assert trial["recovery"]["4"] < trial["recovery"]["0"]
         assert len(trial["by_position"]) == 16
     assert causal["density"] == 1
     assert window["density"] < 0.6
+    assert all(report["eval_tokens_per_second"][mask] > 0 for mask in ("causal", "window:9", "window:4|sinks:1"))
     assert set(report["pays_from"]) == {"causal", "window:9", "window:4|sinks:1"}
     markdown = (output / "report.md").read_text()
     assert "| `window:4\\|sinks:1` |" in markdown

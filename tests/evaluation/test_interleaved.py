@@ -1,5 +1,7 @@
 """Several models on the same windows, interleaved."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -63,3 +65,22 @@ def test_warming_up_is_not_counted(models, monkeypatch):
     monkeypatch.setattr("hf_masking.evaluation.interleaved.time.perf_counter", lambda: next(clock))
     (measured,) = side_by_side(models[:1], WindowedText(torch.arange(65) % 97, 16, None, None, 1))
     assert measured.tokens_per_second == 64 / 4
+
+
+def test_what_a_failed_forward_held_is_released(models):
+    """Its error is kept for the report, and would keep the tensors in its frames."""
+    held, alive = [], []
+
+    def fail(*_):
+        big = torch.zeros(1000)
+        held.append(weakref.ref(big))
+        try:
+            raise KeyError("the first error")
+        except KeyError:
+            raise RuntimeError("out of memory") from None
+
+    models[0].model.layers[1].register_forward_pre_hook(fail)
+    models[1].register_forward_pre_hook(lambda *_: alive.extend(reference() is not None for reference in held))
+    measured = side_by_side(models[:2], WindowedText(tokens(1, 65)[0], 16, None, None, 1))
+    assert str(measured[0].error) == "out of memory" and measured[1].error is None
+    assert held and not any(alive)
