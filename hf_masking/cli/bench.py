@@ -1,4 +1,4 @@
-"""`hf-masking bench`: attention alone, masks against what one would run without them."""
+"""Run `hf-masking bench`: attention under masks against dense attention."""
 
 from __future__ import annotations
 
@@ -26,125 +26,128 @@ from ..spec import parse_mask
 from ..streams import is_stream
 from ..tables import write_markdown
 from . import bench_report
-from .commands.bench import DTYPES, PRESETS, BenchOptions
 from .console import check_report, say_written
 from .failures import reason_of
-from .options import OutputOption, at_least, at_most
+from .options.bench import DTYPES, PRESETS, BenchOptions, BenchSettings
 from .terminal import errors, tables_beside
+from .values import at_least, at_most
 
-LONGEST, WIDEST = 2**24, 2**16  # tokens; heads, their size and rows: no machine holds more
+LONGEST = 2**24  # tokens
+WIDEST = 2**16  # heads, head size and batch
 
 
-def bench(options: BenchOptions, output: OutputOption, preset: str | None) -> None:
+def run(options: BenchOptions) -> None:
+    """Measure attention under each mask at each length; print and write the figures."""
+    settings, preset, output = options.settings, options.preset, options.output.output
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    parts = [options] if preset is None else PRESETS[preset]
+    parts = [settings] if preset is None else PRESETS[preset]
     if preset is not None:
-        _refuse_beside_preset(preset, options)
-        parts = [dataclasses.replace(part, device=options.device, dtype=options.dtype) for part in parts]
+        _refuse_beside_preset(preset, settings)
+        parts = [dataclasses.replace(part, device=settings.device, dtype=settings.dtype) for part in parts]
     for part in parts:
         _check(part)
-    if output.output is not None:
-        check_report(output.output)
+    if output is not None:
+        check_report(output)
         warn_of_no_pictures()
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
-    console = tables_beside(output.output)
+    console = tables_beside(output)
     console.print(bench_report.grid(rows).table(_title(parts[0])))
     for line in (*bench_report.failures(rows), *_verdicts(rows)):
         console.print(line, soft_wrap=True)
-    if output.output is not None:
+    if output is not None:
         document = {
             "options": [dataclasses.asdict(part) for part in parts],
             "machine": describe_machine(),
             "seconds": time.perf_counter() - started,
             "rows": [dataclasses.asdict(row) for row in rows],
         }
-        write_json(output.output, document)
-        say_written(output.output)
-    if output.output is not None and not is_stream(output.output):
+        write_json(output, document)
+        say_written(output)
+    if output is not None and not is_stream(output):
         parts_of_page = bench_report.grid(rows).markdown(), *bench_report.failures(rows)
-        page = output.output.with_suffix(".md")
+        page = output.with_suffix(".md")
         write_markdown(page, _title(parts[0]), *parts_of_page)
-        for path in (page, *bench_report.write_picture(output.output.with_suffix(".png"), rows, _title(parts[0]))):
+        for path in (page, *bench_report.write_picture(output.with_suffix(".png"), rows, _title(parts[0]))):
             say_written(path)
     if any(row.error for row in rows):
         raise typer.Exit(1)
 
 
-def _refuse_beside_preset(preset: str, options: BenchOptions) -> None:
-    for option in dataclasses.fields(options):
-        default = getattr(BenchOptions(), option.name)
-        if option.name not in ("device", "dtype") and getattr(options, option.name) != default:
+def _refuse_beside_preset(preset: str, settings: BenchSettings) -> None:
+    for option in dataclasses.fields(settings):
+        default = getattr(BenchSettings(), option.name)
+        if option.name not in ("device", "dtype") and getattr(settings, option.name) != default:
             flag = option.name.replace("_", "-")
             raise ValueError(f"--preset {preset} has its own --{flag}; leave one of them out")
 
 
-def _check(options: BenchOptions) -> None:
-    at_least(1, length=min(options.length), heads=options.heads, head_size=options.head_size, batch=options.batch)
-    at_least(1, rounds=options.rounds)
-    at_most(LONGEST, length=max(options.length))
-    at_most(WIDEST, heads=options.heads, head_size=options.head_size, batch=options.batch)
-    for mask in options.mask:
+def _check(settings: BenchSettings) -> None:
+    at_least(1, length=min(settings.length), heads=settings.heads, head_size=settings.head_size, batch=settings.batch)
+    at_least(1, rounds=settings.rounds)
+    at_most(LONGEST, length=max(settings.length))
+    at_most(WIDEST, heads=settings.heads, head_size=settings.head_size, batch=settings.batch)
+    for mask in settings.mask:
         if parse_mask(mask).is_adaptive:
             raise ValueError(
-                f"bench measures static masks, and '{mask}' looks at the content, of which there is none here; "
+                f"bench measures static masks, and '{mask}' is adaptive: it needs hidden states; "
                 "run python scripts/bench_adaptive.py"
             )
         if parse_mask(mask).needs:
-            raise ValueError(f"'{mask}' needs marked tokens, of which there are none here; write one such as prefix:17")
+            raise ValueError(f"'{mask}' needs marked tokens, and there are none here; write one such as prefix:17")
         groups = len(parse_mask(mask).heads)
-        if options.heads % groups:
-            raise ValueError(f"--heads {options.heads} is not a multiple of the {groups} masks of {mask}")
-    if options.key_heads is not None and (options.key_heads < 1 or options.heads % options.key_heads):
-        raise ValueError(f"--key-heads must divide --heads {options.heads}, got {options.key_heads}")
-    if options.dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    if options.device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu or cuda, got {options.device!r}")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device is at hand; use --device cpu")
+        if settings.heads % groups:
+            raise ValueError(f"--heads {settings.heads} is not a multiple of the {groups} masks of {mask}")
+    if settings.key_heads is not None and (settings.key_heads < 1 or settings.heads % settings.key_heads):
+        raise ValueError(f"--key-heads must divide --heads {settings.heads}, got {settings.key_heads}")
+    if settings.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {settings.dtype!r}")
+    if settings.device.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {settings.device!r}")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is available; use --device cpu")
 
 
-def _shape(options: BenchOptions, length: int) -> Shape:
-    key_heads = options.heads if options.key_heads is None else options.key_heads
-    return Shape(length, options.heads, key_heads, options.head_size, options.batch, options.dtype, options.device)
+def _shape(settings: BenchSettings, length: int) -> Shape:
+    key_heads = settings.heads if settings.key_heads is None else settings.key_heads
+    return Shape(length, settings.heads, key_heads, settings.head_size, settings.batch, settings.dtype, settings.device)
 
 
-def _title(options: BenchOptions) -> str:
-    heads = f"{options.heads} heads of {options.head_size}"
-    return f"attention, batch {options.batch}, {heads}, {options.dtype}, {options.device}"
+def _title(settings: BenchSettings) -> str:
+    heads = f"{settings.heads} heads of {settings.head_size}"
+    return f"attention, batch {settings.batch}, {heads}, {settings.dtype}, {settings.device}"
 
 
-def _measure(options: BenchOptions) -> Iterator[Row]:
-    for length in sorted(set(options.length)):
-        shape = _shape(options, length)
+def _measure(settings: BenchSettings) -> Iterator[Row]:
+    for length in sorted(set(settings.length)):
+        shape = _shape(settings, length)
         contenders = list(
             contenders_for(
-                options.mask,
+                settings.mask,
                 shape,
-                dense=length <= options.dense_up_to,
-                causal=length <= options.causal_up_to,
-                flex=length <= options.flex_up_to,
+                dense=length <= settings.dense_up_to,
+                causal=length <= settings.causal_up_to,
+                flex=length <= settings.flex_up_to,
             )
         )
-        errors.print(f"{length} tokens: {len(contenders)} contenders, {options.rounds} rounds")
+        errors.print(f"{length} tokens: {len(contenders)} variants, {settings.rounds} rounds")
         try:
-            rows = measure(shape, contenders, options.rounds)
-        except Exception as error:  # most often memory, and then shorter lengths stay what they are
+            rows = measure(shape, contenders, settings.rounds)
+        except Exception as error:  # most often memory; the shorter lengths are kept
             reason = reason_of(error)
             rows = [Row(length, contender.mask, contender.backend, 0, error=reason) for contender in contenders]
         for contender, row in zip(contenders, rows, strict=True):
-            if length >= options.memory_from and contender.backend != "flex" and row.error is None:
+            if length >= settings.memory_from and contender.backend != "flex" and row.error is None:
                 measure_memory(shape, contender, row)
         yield from rows
 
 
 def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
-    """From which length on each mask is faster to train than dense causal attention."""
+    """Return one line per mask: its break-even length for training, against dense causal attention."""
     for mask in dict.fromkeys(row.mask for row in rows if row.backend not in RIVALS):
         if mask == "causal" or not any(row.backend == IS_CAUSAL for row in rows):
             continue
         length = pays_from(rows, mask)
-        pays = f"pays from {length:,} tokens on" if length else "does not pay at these lengths"
+        pays = f"breaks even at {length:,} tokens" if length else "does not break even at these lengths"
         yield f"{mask}: {pays} (forward and backward, against {IS_CAUSAL})"

@@ -1,4 +1,4 @@
-"""Measurements of attention as a table, as Markdown and as a picture."""
+"""Report measurements of attention: a table, Markdown and a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _rival(rows: Rows, row: Row, backend: str) -> Row | None:
 
 
 def _times(rows: Rows, row: Row, backend: str) -> str:
-    """How many times faster than a rival, forward and forward+backward."""
+    """Return the speed-up over a rival, forward and forward+backward."""
     rival = _rival(rows, row, backend)
     if rival is None or row is rival:
         return ""
@@ -60,7 +60,7 @@ def grid(rows: Rows) -> Grid:
 
 
 def failures(rows: Rows) -> list[str]:
-    """What stopped the rows that failed, or the measurement of their memory, a line for each."""
+    """Return one line per row that failed, or whose memory could not be measured."""
     lines = []
     for row in rows:
         name = f"{row.mask} by {row.runs}, {row.length:,} tokens"
@@ -78,7 +78,7 @@ def _cells(rows: Rows, row: Row) -> list[str]:
 
 
 def write_picture(path: Path, rows: Rows, title: str) -> list[Path]:
-    """Time of forward and backward against length, log-log."""
+    """Plot the time of forward and backward against length, log-log; return the paths that were written."""
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.both is not None and (row.backend in RIVALS or row.backend == "auto"):

@@ -1,4 +1,4 @@
-"""`hf-masking check MODEL`: does this model keep its mask, and does every mode of `generate`?"""
+"""Run `hf-masking check MODEL`: does a model keep its mask, in every mode of `generate` too?"""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from ..evaluation.loading import load_model
 from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import CheckReport, check_generation, check_model, label_of
-from .commands.check import CheckOptions
 from .console import say_written
 from .failures import reason_of
 from .masking import check_specs, chosen, copies, most_lookahead, put_into
-from .options import MaskOptions, OutputOption, at_least
+from .options.check import CheckOptions
 from .terminal import errors, tables_beside
+from .values import at_least
 
 
-def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputOption) -> None:
+def run(options: CheckOptions) -> None:
+    """Check a model under each mask; exit with 1 if a row fails."""
+    masks, output = options.masks, options.output.output
     at_least(1, new_tokens=options.new_tokens)
     at_least(2, length=min(options.length, default=2))
-    if output.output is not None:
-        check_file(output.output)
+    if output is not None:
+        check_file(output)
     check_specs(masks)
-    loaded = load_model(model)
-    # All of them are patched before the first is checked: what is wrong with the last one is known at once.
+    loaded = load_model(options.model)
+    # All masks are patched before the first is checked, so that an error in the last one shows at once.
     models = [put_into(copy, spec, masks, check=False) for copy, spec in copies(loaded, chosen(loaded, masks))]
     reports: dict[str, CheckReport] = {}
     failures: dict[str, Exception] = {}
@@ -40,16 +42,16 @@ def check(model: str, masks: MaskOptions, options: CheckOptions, output: OutputO
         except Exception as stopped:  # whatever it is, the other masks are checked
             failures[name] = stopped
         else:
-            tables_beside(output.output).print(_table(name, reports[name]))
+            tables_beside(output).print(_table(name, reports[name]))
     if not reports:
         raise next(iter(failures.values()))
     for name, error in failures.items():
-        tables_beside(output.output).print(f"{name} failed: {reason_of(error)}", soft_wrap=True)
-    if output.output is not None:
+        tables_beside(output).print(f"{name} failed: {reason_of(error)}", soft_wrap=True)
+    if output is not None:
         rows = [{"mask": name, **dataclasses.asdict(row)} for name, report in reports.items() for row in report.rows]
         failed = {name: reason_of(error) for name, error in failures.items()}
-        write_json(output.output, {"model": model, "machine": describe_machine(), "rows": rows, "failed": failed})
-        say_written(output.output)
+        write_json(output, {"model": options.model, "machine": describe_machine(), "rows": rows, "failed": failed})
+        say_written(output)
     if failures or not all(report.passed for report in reports.values()):
         raise typer.Exit(1)
 

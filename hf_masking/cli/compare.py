@@ -1,64 +1,53 @@
-"""`hf-masking compare`: masks side by side, each evaluated, fine-tuned and evaluated again."""
+"""Run `hf-masking compare`: masks side by side, each evaluated, fine-tuned and evaluated again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..comparison.folder import ComparisonFolder
 from ..comparison.report import Report, progress
-from ..comparison.run import Listener, Request
-from ..comparison.run import compare as compare_masks
+from ..comparison.run import Listener, Request, compare
 from ..comparison.small_model import SMALL
-from ..comparison.trial_settings import TrialSettings
 from ..comparison.trials import Trial
 from ..interrupts import Interrupted
 from ..pictures import warn_of_no_pictures
 from .console import load_data, say_written
 from .masking import check_specs
-from .options import DataOptions, MaskOptions, at_least
+from .options.compare import MASKS, CompareOptions
 from .terminal import Progression, clear_line, console, errors, resuming_command
+from .values import at_least
 
 progression = Progression()
-MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
 
 
-def compare(
-    masks: MaskOptions,
-    data: DataOptions,
-    settings: TrialSettings,
-    model: str | None,
-    output: Path,
-    seeds: int,
-    longest: int,
-    resume: bool,
-) -> None:
+def run(options: CompareOptions) -> None:
+    """Compare masks, print the tables and write the report."""
+    masks, settings, folder = options.masks, options.settings, ComparisonFolder(options.output)
     check_specs(masks)
     settings.training().check()
-    at_least(1, seeds=seeds, train_tokens=settings.train_tokens, eval_tokens=settings.eval_tokens)
-    at_least(0, longest=longest)
-    folder = ComparisonFolder(output)
-    folder.check_place(resume)
+    at_least(1, seeds=options.seeds, train_tokens=settings.train_tokens, eval_tokens=settings.eval_tokens)
+    at_least(0, longest=options.longest)
+    folder.check_place(options.resume)
     warn_of_no_pictures()
-    train, held_out = load_data(data).split(0.1)
+    train, held_out = load_data(options.data).split(0.1)
     request = Request(
-        model=model,
+        model=options.model,
         masks=list(dict.fromkeys(masks.mask or MASKS)),
-        source=data.data,
+        source=options.data.data,
         train=train,
         held_out=held_out,
         settings=settings,
         layers=masks.layers(),
         replace_model_window=masks.replace_model_window,
-        seeds=seeds,
-        longest=longest,
+        seeds=options.seeds,
+        longest=options.longest,
     )
     with _resumable(folder, request):
-        result = compare_masks(request, folder, resume=resume, listener=_listener(folder))
+        result = compare(request, folder, resume=options.resume, listener=_listener(folder))
     if any(mask.error for mask in result.results):
         raise typer.Exit(1)
 

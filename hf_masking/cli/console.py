@@ -8,7 +8,7 @@ from pathlib import Path
 from ..evaluation import Text, load_text
 from ..files import check_file
 from ..streams import is_stdout, is_stream
-from .options import DataOptions
+from .options.groups import DataOptions
 from .terminal import errors
 
 

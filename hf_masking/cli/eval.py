@@ -1,4 +1,4 @@
-"""`hf-masking eval MODEL`: perplexity under one or several masks."""
+"""Run `hf-masking eval MODEL`: perplexity under one or several masks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import check_fits, label_of, settings_of
 from ..tables import Grid
-from .commands.eval import WindowOptions
 from .console import load_data, say_written
 from .failures import reason_of
 from .masking import check_specs, chosen, copies, put_into
-from .options import DataOptions, MaskOptions, OutputOption
+from .options.eval import EvalOptions
+from .options.groups import MaskOptions
 from .terminal import progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
@@ -29,16 +29,18 @@ BUCKETS = 8  # parts of the context for which the loss is printed
 Row = dict[str, Any]
 
 
-def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowOptions, output: OutputOption) -> None:
-    if output.output is not None:
-        check_file(output.output)
+def run(options: EvalOptions) -> None:
+    """Evaluate a model under each mask, and print the perplexities side by side."""
+    masks, data, windows, output = options.masks, options.data, options.windows, options.output.output
+    if output is not None:
+        check_file(output)
     check_specs(masks)
-    text, tokenizer = load_data(data), load_tokenizer(model)
+    text, tokenizer = load_data(data), load_tokenizer(options.model)
     limit = 32_768 if windows.max_tokens is None and data.data == "stdlib" else windows.max_tokens
     token_ids, n_bytes = encode(text, tokenizer, limit)
     bos = bos_of(tokenizer, windows.bos)
     windowed = WindowedText(token_ids, windows.context, windows.stride, bos, windows.batch_size)
-    loaded = load_model(model)
+    loaded = load_model(options.model)
     check_vocabulary(loaded, tokenizer)
     check_fits(loaded, token_ids, windows.context)
     models = _under_masks(loaded, masks)
@@ -50,10 +52,10 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
         raise measured[0].error
     rows = [_row(*pair) for pair in zip(models, measured, strict=True)]
     title = f"{text.source}: {len(token_ids):,} tokens, context {windows.context}"
-    _print(rows, title, tables_beside(output.output))
-    if output.output is not None:
+    _print(rows, title, tables_beside(output))
+    if output is not None:
         report = {
-            "model": model,
+            "model": options.model,
             "text": {"source": text.source, "sha256": text.sha256, "tokens": len(token_ids), "bytes": n_bytes},
             "layers": {str(layer): spec for layer, spec in masks.layers().items()},
             "replace_model_window": masks.replace_model_window,
@@ -63,14 +65,14 @@ def evaluate(model: str, masks: MaskOptions, data: DataOptions, windows: WindowO
             "machine": describe_machine(),
             "rows": rows,
         }
-        write_json(output.output, report)
-        say_written(output.output)
+        write_json(output, report)
+        say_written(output)
     if any(measurement.error for measurement in measured):
         raise typer.Exit(1)
 
 
 def _under_masks(loaded: PreTrainedModel, masks: MaskOptions) -> list[PreTrainedModel]:
-    """The model under each mask, with one set of weights: what is wrong with the last one is known at once."""
+    """Return the model under each mask, all with one set of weights; raise at once for a mask that cannot run."""
     specs = chosen(loaded, masks, default="causal")
     models = [put_into(copy, spec, masks) for copy, spec in copies(loaded, specs)]
     for model in models:
@@ -105,7 +107,7 @@ def _quality(rows: Sequence[Row]) -> Grid:
 
 
 def _positions(rows: Sequence[Row]) -> Grid:
-    """Mean loss in equal parts of the context: where in it a mask hurts."""
+    """Return the table of the mean loss in equal parts of the context."""
     context = len(rows[0]["by_position"])
     edges = sorted({round(context * part / BUCKETS) for part in range(BUCKETS + 1)})
     parts = list(itertools.pairwise(edges))

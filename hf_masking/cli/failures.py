@@ -1,4 +1,4 @@
-"""What is said of an exception that ends a command, and with which exit code."""
+"""Explain an exception that ends a command: the line to print, and the exit code."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import typer
 
-from .main import TRACEBACK
+TRACEBACK = "HF_MASKING_TRACEBACK"  # set this variable to see the traceback of an error
 
 _LONGEST = 1000  # characters of a line
 
-# Click's error for a command line that does not parse. Of it Typer names this subclass alone.
+# Click's error for a command line that does not parse. Typer exports only this subclass of it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """Return what is said of an exception, and the exit code."""
+    """Return the line to print for an exception, and the exit code."""
     if isinstance(error, UsageError):
         return _usage(error), 2
     if out_of_memory(error):
@@ -27,7 +27,7 @@ def explain(error: Exception) -> tuple[str, int]:
         where = "" if error.filename is None else f"{error.filename}: "
         return _one_line(f"{where}{error.strerror}"), 2
     if type(error).__module__.startswith("hf_masking."):
-        # Ours keep their lines: a spec with a caret under it, a report of checks.
+        # Our own errors keep their lines: a spec with a caret under it, a report of checks.
         return "\n".join(map(_one_line, str(error).splitlines())), 2
     if isinstance(error, (ValueError, OSError)):
         return _one_line(str(error) or type(error).__name__), 2
@@ -60,6 +60,6 @@ def _first_line(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text without control characters, which names of files may have, and not without end."""
+    """Return a text of limited length without control characters, which names of files may have."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

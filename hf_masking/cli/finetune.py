@@ -1,4 +1,4 @@
-"""`hf-masking finetune MODEL`: fine-tune under a mask. `scripts/finetune.py` is the same, for `accelerate launch`."""
+"""Run `hf-masking finetune MODEL`: fine-tune under a mask, on any number of processes."""
 
 from __future__ import annotations
 
@@ -21,55 +21,48 @@ from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer, r
 from ..files import digest
 from ..interrupts import Interrupted
 from ..modeling import label_of
-from ..training import TokenStream, TrainingSettings, asked_for, on_cpu
+from ..training import TokenStream, asked_for, on_cpu
 from ..training import finetune as train
 from ..training.process_group import clean_exit
 from ..training.run_folder import RunFolder
-from .commands.finetune import HeldOutOptions, StreamOptions, TrainingDataOptions, WritingOptions
 from .console import load_data
 from .masking import check_specs, chosen, put_into, what_runs
-from .options import DataOptions, MaskOptions, at_least, at_most
+from .options.finetune import FinetuneOptions, HeldOutOptions
+from .options.groups import MaskOptions
 from .terminal import Progression, errors, progress_bar, resuming_command, warn
+from .values import at_least, at_most
 
-MOST_SHUFFLED = 2**20  # contexts, which are all held in memory before the first step
+MOST_SHUFFLED = 2**20  # contexts; all of them are in memory before the first step
 
 
 @clean_exit()
-def finetune(
-    model: str,
-    output: Path,
-    masks: MaskOptions,
-    data: TrainingDataOptions,
-    streaming: StreamOptions,
-    held_out: HeldOutOptions,
-    writing: WritingOptions,
-    settings: TrainingSettings,
-    resume: bool,
-) -> None:
+def run(options: FinetuneOptions) -> None:
+    """Fine-tune a model, print the log, and say where the best model is."""
+    model, output, masks, settings = options.model, options.output, options.masks, options.settings
     if len(masks.mask) > 1:
         raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
     check_specs(masks)
-    at_least(1, eval_tokens=held_out.eval_tokens, shuffle_buffer=streaming.shuffle_buffer)
-    at_most(MOST_SHUFFLED, shuffle_buffer=streaming.shuffle_buffer)
+    at_least(1, eval_tokens=options.held_out.eval_tokens, shuffle_buffer=options.streaming.shuffle_buffer)
+    at_most(MOST_SHUFFLED, shuffle_buffer=options.streaming.shuffle_buffer)
     processes = PartialState(cpu=on_cpu())
     settings.check(processes.num_processes)
     if processes.is_main_process:
-        RunFolder(output).check_place(resume)
+        RunFolder(output).check_place(options.resume)
     if settings.warmup_steps >= settings.steps:
         warn(f"--steps {settings.steps} end before --warmup-steps {settings.warmup_steps} do; use fewer of these")
     refuse_adapter(model)
     tokenizer = load_tokenizer(model)
-    train_ids, eval_text, texts = _texts(data, streaming, held_out, tokenizer)
-    eval_ids = encode(eval_text, tokenizer, held_out.eval_tokens)[0]
+    train_ids, eval_text, texts = _texts(options, tokenizer)
+    eval_ids = encode(eval_text, tokenizer, options.held_out.eval_tokens)[0]
     loaded = _under_mask(model, masks, tokenizer, check=processes.is_main_process)
     description = {
         "model": model,
-        # The folder is claimed by the main process alone, and weights take their time.
+        # Only the main process claims the folder, and hashing weights takes time.
         "model_sha256": digest(Path(model)) if processes.is_main_process and Path(model).is_dir() else None,
         **what_runs(loaded),
         **texts,
         "eval_sha256": eval_text.sha256,
-        "eval_tokens": held_out.eval_tokens,
+        "eval_tokens": options.held_out.eval_tokens,
     }
     task, visible = f"fine-tuning under {label_of(loaded)}", processes.is_main_process
     with _resumable(processes.num_processes), progress_bar(task, settings.steps, visible=visible) as bar:
@@ -79,11 +72,11 @@ def finetune(
             eval_ids,
             settings,
             output=output,
-            resume=resume,
+            resume=options.resume,
             tokenizer=tokenizer,
             description=description,
-            trackers=writing.tracker,
-            max_shard_size=writing.max_shard_size,
+            trackers=options.writing.tracker,
+            max_shard_size=options.writing.max_shard_size,
             on_record=_teller(bar, task, settings.steps),
         )
     if processes.is_main_process:
@@ -98,7 +91,7 @@ def finetune(
 
 @contextmanager
 def _resumable(processes: int) -> Iterator[None]:
-    """Say of a stopped run how it goes on."""
+    """Tell the user of an interrupted run how to resume it."""
     try:
         yield
     except Interrupted as stop:
@@ -107,7 +100,7 @@ def _resumable(processes: int) -> Iterator[None]:
 
 
 def _teller(bar: Progress, task: str, steps: int) -> Callable[[dict[str, Any]], None]:
-    """What is told of each line of the log."""
+    """Return a callback that shows each record of the log."""
     progression = Progression()
 
     def tell(record: dict[str, Any]) -> None:
@@ -124,19 +117,20 @@ def _teller(bar: Progress, task: str, steps: int) -> Callable[[dict[str, Any]], 
 
 
 def _under_mask(model: str, masks: MaskOptions, tokenizer: PreTrainedTokenizerBase, *, check: bool) -> PreTrainedModel:
-    # What lies in pieces is for what one GPU has no room for. In bfloat16 AdamW's small steps would be rounded away.
+    # A sharded model may not fit on one GPU. In bfloat16 AdamW's small steps would be rounded away.
     in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
     loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
     check_vocabulary(loaded, tokenizer)
     (spec,) = chosen(loaded, masks, default="causal")
-    # Checked once, which is enough: under FSDP only the main process may have weights yet.
+    # Checked by one process only: under FSDP the others may not have weights yet.
     return put_into(loaded, spec, masks, check=check)
 
 
 def _texts(
-    data: DataOptions, streaming: StreamOptions, held_out: HeldOutOptions, tokenizer: PreTrainedTokenizerBase
+    options: FinetuneOptions, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Tensor | TokenStream, Text, dict[str, Any]]:
-    """What is trained on, the text that is evaluated on, and what of the first a resumed run must have too."""
+    """Return what is trained on, the text to evaluate on, and a description that a resumed run must share."""
+    data, streaming, held_out = options.data, options.streaming, options.held_out
     if not streaming.stream:
         text = load_data(data)
         train, held = text.split(0.1) if held_out.eval_data is None else (text, _held_out(held_out, data.column))

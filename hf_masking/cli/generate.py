@@ -1,4 +1,4 @@
-"""`hf-masking generate MODEL`: text under a mask, as it comes, and what the cache kept for it."""
+"""Run `hf-masking generate MODEL`: stream text under a mask, and report the cache."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from transformers import DynamicCache, PreTrainedModel, TextStreamer
 from ..evaluation import CacheSize, cache_size, tokenize
 from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
 from ..modeling import check_fits, label_of
-from .commands.generate import GenerateOptions
 from .masking import check_specs, chosen, most_lookahead, put_into
-from .options import MaskOptions, at_least, utf_8
+from .options.generate import GenerateOptions
 from .terminal import console, errors
+from .values import at_least, utf_8
 
 COLDEST = 1e-6  # temperature; scores divided by much less are infinite
 
 
-def generate(model: str, masks: MaskOptions, options: GenerateOptions) -> None:
+def run(options: GenerateOptions) -> None:
+    """Generate text, and print the speed and the size of the cache."""
+    masks = options.masks
     if len(masks.mask) > 1:
         raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
     _check(options)
     check_specs(masks)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(options.model)
     tokens = tokenize(tokenizer, options.prompt, return_tensors="pt")
     if not tokens["input_ids"].numel():
-        raise ValueError("the prompt has no tokens; say something: --prompt 'Once upon a time'")
-    loaded = load_model(model)
+        raise ValueError("the prompt has no tokens; give one: --prompt 'Once upon a time'")
+    loaded = load_model(options.model)
     check_vocabulary(loaded, tokenizer)
     _check_positions(loaded, tokens["input_ids"], options)
     (spec,) = chosen(loaded, masks)
@@ -62,13 +64,13 @@ def _check(options: GenerateOptions) -> None:
 
 
 def _check_positions(model: PreTrainedModel, prompt: Tensor, options: GenerateOptions) -> None:
-    # The last token that is written is not read any more.
+    # The last token that is generated is not read.
     read = prompt.shape[1] + options.max_new_tokens - 1
     check_fits(model, prompt, read, f"a prompt of {prompt.shape[1]} and --max-new-tokens {options.max_new_tokens}")
 
 
 def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCache, options: GenerateOptions) -> int:
-    """Prints the text as it comes; returns the number of new tokens."""
+    """Print the text as it is generated; return the number of new tokens."""
     sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
     torch.manual_seed(options.seed)
     console.print(options.prompt, end="", soft_wrap=True)
@@ -87,6 +89,6 @@ def _figures(mask: str, written: int, seconds: float, size: CacheSize) -> str:
     return (
         f"mask    {mask}\n"
         f"speed   {written / seconds:,.1f} tokens/s ({written:,} tokens in {seconds:.1f} s, the prompt included)\n"
-        f"cache   {size.kept:,} of {size.seen:,} keys kept, {size.held_bytes / 2**20:,.2f} MiB; "
+        f"cache   {size.kept:,} of {size.seen:,} keys retained, {size.held_bytes / 2**20:,.2f} MiB; "
         f"a full cache holds {size.full_bytes / 2**20:,.2f} MiB"
     )

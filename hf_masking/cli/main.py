@@ -1,10 +1,10 @@
-"""The entry point of `hf-masking`: what an error looks like, and its exit code.
+"""Run `hf-masking`, print errors on one line, and exit with a code.
 
-0    all went well
-1    a measurement failed, a check found a fault, or something went wrong that is no mistake of the user's
-2    a user's mistake, in one line
+0    success
+1    a measurement failed, a check found a fault, or an unexpected error
+2    a mistake in the command line or its input
 130  interrupted by Ctrl-C
-141  the reader of a pipe has closed it, so nothing more was written
+141  the reader of a pipe closed it
 143  interrupted by SIGTERM
 """
 
@@ -13,13 +13,11 @@ from __future__ import annotations
 import os
 import sys
 
-TRACEBACK = "HF_MASKING_TRACEBACK"  # set this variable, and errors come with their traceback
-
 
 def run() -> None:
-    """Run the command line; leave with its exit code."""
+    """Run the command line and exit with its code."""
     try:
-        # Not at the top: Ctrl-C while it is imported is no error either.
+        # Not at the top: Ctrl-C during the import must not print a traceback.
         from ..streams import prepare_standard_streams
 
         prepare_standard_streams()
@@ -30,9 +28,10 @@ def run() -> None:
         _say("interrupted")
         code = 130
     except Exception as error:
+        from .failures import TRACEBACK, explain
+
         if os.environ.get(TRACEBACK):
             raise
-        from .failures import explain
 
         message, code = explain(error)
         _say(f"error: {message}")
@@ -40,12 +39,12 @@ def run() -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line on standard error; where that takes nothing, the exit code tells."""
+    """Print a line on standard error; if that fails, the exit code still tells."""
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except OSError:
-        # What is left in the buffer is written once more at the exit, and must not fail again.
+        # Python flushes the buffer again at exit, which must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

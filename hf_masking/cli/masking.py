@@ -1,4 +1,4 @@
-"""Which masks a command runs: those that `--mask` names, or the one that the checkpoint carries."""
+"""Choose the masks that a command runs: those that `--mask` names, or the one that the checkpoint carries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from ..masks import MaskExpression
 from ..modeling import layer_masks, patch_model, settings_of, sharing_weights
 from ..spec import parse_mask
-from .options import MaskOptions
+from .options.groups import MaskOptions
 
 
 def check_specs(masks: MaskOptions) -> None:
-    """Raise a ValueError for a spec that is not understood, before anything is loaded."""
+    """Raise a ValueError for a wrong spec, before anything is loaded."""
     for spec in [*masks.mask, *masks.layers().values()]:
         parse_mask(spec)
 
@@ -23,10 +23,10 @@ def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = Non
     """Return the masks to run; None stands for the one that the model carries.
 
     Parameters:
-        default: what runs where none is named and none is carried.
+        default: the mask to run if none is named and none is carried.
 
     Raises:
-        ValueError: there is none, or options that go with `--mask` are given without it.
+        ValueError: there is no mask, or options that go with `--mask` are given without it.
     """
     carries = bool(layer_masks(model))
     if not masks.mask and carries and (masks.layer or masks.replace_model_window):
@@ -38,25 +38,25 @@ def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = Non
 
 
 def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, check: bool = True) -> PreTrainedModel:
-    """Patch the model with a mask, or with None check the one that it carries; return the model."""
+    """Patch the model with a mask, or with None check the mask that it carries; return the model."""
     layers = None if spec is None else masks.layers()
     return patch_model(model, spec, layers=layers, replace_model_window=masks.replace_model_window, check=check)
 
 
 def most_lookahead(model: PreTrainedModel) -> tuple[MaskExpression, int]:
-    """Return the mask of a patched model that looks furthest ahead while no tokens are marked, and how far that is."""
+    """Return the mask of a patched model with the greatest lookahead while no tokens are marked, and that lookahead."""
     worst = max(layer_masks(model), key=lambda mask: mask.unmarked.union.lookahead)
     return worst, worst.unmarked.union.lookahead
 
 
 def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[PreTrainedModel, str | None]]:
     """Return a model for each mask, all with one set of weights."""
-    # For a single one there is nothing to keep apart.
+    # A single mask needs no copy.
     return [(model if len(specs) == 1 else sharing_weights(model), spec) for spec in specs]
 
 
 def what_runs(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the masks of a patched model as a run.json keeps them."""
+    """Return the masks of a patched model as run.json stores them."""
     runs = settings_of(model).to_json()
     del runs["version"]
     return runs

@@ -1,4 +1,4 @@
-"""`hf-masking show SPEC`: what a mask looks like."""
+"""Run `hf-masking show SPEC`: draw a mask."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from ..masks.counting import count_pairs, keys_kept
 from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
 from ..spec import parse_mask
-from .commands.show import RealisedOptions
 from .console import check_picture, say_written
-from .options import at_least, at_most, utf_8
-from .realised import realised
+from .options.show import ShowModelOptions, ShowOptions
+from .show_model import draw_in_model
 from .terminal import console, errors, signs
+from .values import at_least, at_most, utf_8
 
 WIDEST = 64  # positions that are drawn as text
-LONGEST_IN_A_MODEL = 4096  # of which every pair of every head is looked at
-LONGEST = 2**20  # positions that are counted: some hundred bytes each
+LONGEST_IN_A_MODEL = 4096  # every pair of every head is computed
+LONGEST = 2**20  # a few hundred bytes per position
 
 
-def show(spec: str, length: int, png: Path | None, realisation: RealisedOptions) -> None:
+def run(options: ShowOptions) -> None:
+    """Draw a mask, and print its figures."""
+    inside, length, png = options.inside, options.length, options.png
     at_least(1, length=length)
-    utf_8(text=realisation.text)
-    at_most(LONGEST if realisation.model is None else LONGEST_IN_A_MODEL, length=length)
-    mask = parse_mask(spec)
-    if mask.is_adaptive and realisation.model is None:
+    utf_8(text=inside.text)
+    at_most(LONGEST if inside.model is None else LONGEST_IN_A_MODEL, length=length)
+    mask = parse_mask(options.spec)
+    if mask.is_adaptive and inside.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")
-    if realisation.model is None and realisation != RealisedOptions():
-        raise ValueError("--text, --layer and --head are for what a mask comes to in a model; name it: --model MODEL")
-    if realisation.model is not None:
-        _print(realised(mask, realisation, length, png, WIDEST))
+    if inside.model is None and inside != ShowModelOptions():
+        raise ValueError("--text, --show-layer and --head show the realized mask in a model; name it: --model MODEL")
+    if inside.model is not None:
+        _print(draw_in_model(mask, inside, length, png, WIDEST))
         return
     if png is not None:
         check_picture(png)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_masking
 from hf_masking import from_pretrained, patch_model, perplexity
-from hf_masking.cli.app import COMMANDS, EXAMPLES
+from hf_masking.cli.app import COMMANDS
 from hf_masking.comparison import run as comparison_run
 from hf_masking.comparison import trials as comparison_trials
 from hf_masking.comparison.trials import Trial, try_masks
@@ -56,7 +56,7 @@ def test_show_of_a_mask_by_heads(run):
 def test_show_of_what_the_content_decides(run, model_folder, tmp_path):
     code, out, _ = run(
         "show", "top_blocks:block=2,k=1", "--model", model_folder, "--text", "abcdefgh", "--length", "6",
-        "--layer", "1", "--head", "1", "--png", tmp_path / "seen.png",
+        "--show-layer", "1", "--head", "1", "--png", tmp_path / "seen.png",
     )  # fmt: skip
     assert code == 0
     rows = [line.split() for line in out.splitlines()[:6]]
@@ -299,7 +299,7 @@ def test_help_ends_in_real_examples(run, command):
     assert code == 0
     # Whole: the usage line has the name of the command, too.
     said = " ".join(out.split("Examples:")[1].split())
-    assert [example for example in EXAMPLES[command] if example not in said] == []
+    assert [example for example in COMMANDS[command].examples if example not in said] == []
 
 
 def test_the_version(run):
@@ -336,7 +336,7 @@ def test_generate(run, model_folder):
     assert code == 0, err
     assert out.startswith("The quick brown fox") and len(out) > 100
     assert re.search(r"speed +[\d.]+ tokens/s \(150 tokens", err)
-    assert re.search(r"cache +7\d of 168 keys kept, 0\.0\d MiB; a full cache holds", err)
+    assert re.search(r"cache +7\d of 168 keys retained, 0\.0\d MiB; a full cache holds", err)
     assert run(*arguments, "--max-new-tokens", 150)[1] == out
     sampled = run(*arguments, "--temperature", 1, "--top-p", 0.9)[1]
     assert sampled != out and run(*arguments, "--temperature", 1, "--top-p", 0.9)[1] == sampled

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_masking.cli import app, options
+from hf_masking.cli import app, command
 
 
 @pytest.fixture
@@ -69,4 +69,4 @@ def test_a_warning_is_printed_once(run, model_folder):
     ],
 )
 def test_messages_name_options(message, shown):
-    assert options.with_flags(message, {"batch_size": "--batch-size", "steps": "--steps"}) == shown
+    assert command.with_flags(message, {"batch_size": "--batch-size", "steps": "--steps"}) == shown

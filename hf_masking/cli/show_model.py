@@ -1,4 +1,4 @@
-"""What a mask lets a model see in a text: for `hf-masking show --model`."""
+"""Draw the realized mask of a model on a text, for `hf-masking show --model`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..files import written_aside
 from ..masks import MaskExpression
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import check_fits, effective_weights, evaluating, label_of, patched, shape_of
-from .commands.show import RealisedOptions
 from .console import check_picture, say_written
+from .options.show import ShowModelOptions
 from .terminal import signs
 
 
-def realised(mask: MaskExpression, options: RealisedOptions, length: int, png: Path | None, widest: int) -> str:
-    """The picture as text, if it is not too wide, and its figures."""
+def draw_in_model(mask: MaskExpression, options: ShowModelOptions, length: int, png: Path | None, widest: int) -> str:
+    """Return the picture as text, unless it is wider than ``widest``, and its figures."""
     assert options.model is not None
     if png is not None:
         check_picture(png)
@@ -27,7 +27,7 @@ def realised(mask: MaskExpression, options: RealisedOptions, length: int, png: P
     text = load_text(STDLIB) if options.text is None else Text("--text", options.text)
     tokens = encode(text, tokenizer, length)[0][None].to(model.device)
     if not tokens.numel():
-        raise ValueError("the text has no tokens; say some: --text 'Once upon a time'")
+        raise ValueError("the text has no tokens; give some: --text 'Once upon a time'")
     check_vocabulary(model, tokenizer)
     check_fits(model, tokens, tokens.shape[1])
     with patched(model, mask, check=False), evaluating(model):
@@ -35,7 +35,7 @@ def realised(mask: MaskExpression, options: RealisedOptions, length: int, png: P
         name = label_of(model)
     layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]
     shown = _chosen(layers, options, shape_of(model.config).query_heads)
-    title = f"{name}, layer {options.layer % len(layers)}, head {options.head}"
+    title = f"{name}, layer {options.show_layer % len(layers)}, head {options.head}"
     if png is not None:
         with written_aside(png) as aside:
             draw_weights_png(shown, title, aside)
@@ -44,13 +44,15 @@ def realised(mask: MaskExpression, options: RealisedOptions, length: int, png: P
     return drawn + _figures(name, shown, layers)
 
 
-def _chosen(layers: list[Tensor], options: RealisedOptions, n_heads: int) -> Tensor:
-    if not -len(layers) <= options.layer < len(layers):
-        raise ValueError(f"--layer must be from 0 to {len(layers) - 1}, or -1 for the last, got {options.layer}")
+def _chosen(layers: list[Tensor], options: ShowModelOptions, n_heads: int) -> Tensor:
+    if not -len(layers) <= options.show_layer < len(layers):
+        raise ValueError(
+            f"--show-layer must be from 0 to {len(layers) - 1}, or -1 for the last, got {options.show_layer}"
+        )
     if not 0 <= options.head < n_heads:
         raise ValueError(f"--head must be from 0 to {n_heads - 1}, got {options.head}")
-    heads = layers[options.layer]
-    # Groups of heads that see the same are there once.
+    heads = layers[options.show_layer]
+    # Heads with the same mask share one entry.
     return heads[options.head * len(heads) // n_heads]
 
 

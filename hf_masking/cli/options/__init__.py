@@ -1,0 +1,1 @@
+"""Declare what the commands take: one dataclass per command, without torch, so that `--help` is fast."""

@@ -1,0 +1,27 @@
+"""Declare the options of `hf-masking generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...options import argument, option
+from .groups import OneMaskOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Generate text under a mask; then print the speed, and how much of a full cache was retained."""
+
+    examples: ClassVar = (
+        "hf-masking generate gpt2 --mask 'window:256|sinks:4' --prompt 'Once upon a time' --max-new-tokens 1000",
+        "hf-masking generate ./my-model --prompt 'def main(' --temperature 0.8 --top-p 0.95",
+    )
+
+    model: str = argument(..., "a hub id or a folder")
+    masks: OneMaskOptions
+    prompt: str = option("", "the text to continue")
+    max_new_tokens: int = option(128, "the greatest number of tokens to generate")
+    temperature: float = option(0.0, "0 takes the likeliest token, 1 samples as the model predicts")
+    top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
+    seed: int = option(0, "seed of the sampling")
