@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from ..errors import FailedCheckError
+
 TRACEBACK = "HF_MASKING_TRACEBACK"  # set this variable to see the traceback of an error
 
 _LONGEST = 1000  # characters of a line
@@ -26,8 +28,12 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{error.filename}: "
         return _one_line(f"{where}{error.strerror}"), 2
+    if isinstance(error, FailedCheckError):
+        reason, *rows = error.args
+        more = f": {rows[0]}; see all with hf-masking check" if rows else "; give another model"
+        return _one_line(f"{reason}{more}"), 2
     if type(error).__module__.startswith("hf_masking."):
-        # Our own errors keep their lines: a spec with a caret under it, a report of checks.
+        # Our own errors keep their lines: a spec has a caret under it.
         return "\n".join(map(_one_line, str(error).splitlines())), 2
     if isinstance(error, (ValueError, OSError)):
         return _one_line(str(error) or type(error).__name__), 2

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..adaptive import AdaptiveMask
 from ..attention import check_backend
-from ..errors import UnsupportedModelError
+from ..errors import FailedCheckError, UnsupportedModelError
 from ..masks import Causal, Mask, MaskExpression
 from . import features
 from .base_model.architecture import own_window, positions_of, shape_of
@@ -277,9 +277,10 @@ def require_checks(model: nn.Module) -> None:
     report = check_model(model)
     failed = [str(row) for row in report.rows if not row.passed]
     if failed:
-        raise UnsupportedModelError(
+        raise FailedCheckError(
             f"{type(model).__name__} does not keep its mask ({len(failed)} of {len(report.rows)} checks fail), so it "
-            "was left unpatched (check=False patches it all the same):\n" + "\n".join(failed)
+            "was left unpatched",
+            *failed,
         )
 
 

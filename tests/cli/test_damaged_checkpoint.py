@@ -68,3 +68,22 @@ def test_an_index_without_a_map(run, damaged, text_file):
     model = damaged("model.safetensors.index.json", metadata={})
     (model / "model.safetensors").unlink()
     assert "(a folder here, but: KeyError: 'weight_map')" in error_of(run, "eval", model, "--data", text_file)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"max_position_embeddings": -3},
+            "max_position_embeddings must be at least 1, got -3; correct the config.json",
+        ),
+        ({"max_position_embeddings": 8}, "the checks need 12 positions and the model has 8; give another model"),
+        (
+            {"rope_parameters": {"rope_theta": 0, "rope_type": "default"}},
+            "model.rotary_emb.inv_freq of LlamaForCausalLM is not finite, although no checkpoint holds it; correct the",
+        ),
+    ],
+)
+def test_what_the_model_cannot_run_with_is_named(run, damaged, text_file, entries, message):
+    line = error_of(run, "eval", damaged(**entries), "--data", text_file, "--context", "8")
+    assert line.startswith(f"error: {message}") and "check=False" not in line

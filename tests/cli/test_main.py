@@ -3,6 +3,7 @@
 import pytest
 
 from hf_masking.cli import app, command
+from hf_masking.errors import FailedCheckError
 
 
 @pytest.fixture
@@ -70,3 +71,11 @@ def test_a_warning_is_printed_once(run, model_folder):
 )
 def test_messages_name_options(message, shown):
     assert command.with_flags(message, {"batch_size": "--batch-size", "steps": "--steps"}) == shown
+
+
+def test_failed_checks_are_one_line_without_advice_for_python(raising):
+    error = FailedCheckError("LlamaForCausalLM does not keep its mask", "FAILED  inf  one", "FAILED  inf  two")
+    assert str(error).splitlines()[1:] == ["FAILED  inf  one", "FAILED  inf  two"] and "check=False" in str(error)
+    assert raising(error)[2] == (
+        "error: LlamaForCausalLM does not keep its mask: FAILED  inf  one; see all with hf-masking check\n"
+    )

@@ -22,8 +22,15 @@ def shape_of(config: PreTrainedConfig, layer: int = 0) -> LayerShape:
 
 
 def positions_of(config: PreTrainedConfig) -> int:
-    """How many positions the model is made for; a large number where its config does not say."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or FOREVER)
+    """Return how many positions the model is made for; a large number where its config does not say.
+
+    Raises:
+        ValueError: the config says fewer than none.
+    """
+    positions = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or FOREVER)
+    if positions < 0:
+        raise ValueError(f"max_position_embeddings must be at least 1, got {positions}; correct the config.json")
+    return positions
 
 
 def own_window(config: PreTrainedConfig, layer: int) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attention import masked_attention
-from ...errors import UnsupportedModelError
+from ...errors import FailedCheckError
 from ...masks import MaskExpression
 from ...spec import parse_mask
 from ..base_model.architecture import positions_of
@@ -76,9 +76,7 @@ class _Probe:
         self.model, self.wanted = model, wanted
         config = pretrained(model).config
         if (positions := positions_of(config)) < LENGTH:
-            raise UnsupportedModelError(
-                f"the checks need {LENGTH} positions and the model has {positions}; patch with check=False"
-            )
+            raise FailedCheckError(f"the checks need {LENGTH} positions and the model has {positions}")
         self.n_layers = mask_config.count_layers(config)
         self.read = Readout(model)
         self.tokens = self.read.draw(1, LENGTH, seed=0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedModelError
+from ...errors import FailedCheckError, UnsupportedModelError
 from ..base_model.placement import device_of
 from ..patching.record import pretrained
 
@@ -73,9 +73,8 @@ class Readout:
     def another(self, token: int, n: int) -> int:
         """Returns another token: for n = 0, 1, ... different ones, as far as the vocabulary has them."""
         if len(self._usable) < 2:
-            raise UnsupportedModelError(
-                f"{self.name} has a vocabulary of {self.vocabulary} and the checks change tokens into others; "
-                "patch with check=False"
+            raise FailedCheckError(
+                f"{self.name} has a vocabulary of {self.vocabulary} and the checks change tokens into others"
             )
         place = int((self._usable == token).nonzero()[0])
         return int(self._usable[(place + 1 + n % (len(self._usable) - 1)) % len(self._usable)])
@@ -83,8 +82,8 @@ class Readout:
     def _read(self, output: Any, last: int = 0) -> Tensor:
         rows = getattr(output, "logits" if self.has_head else "last_hidden_state", None)
         if not isinstance(rows, Tensor) or rows.ndim != 3:
-            raise UnsupportedModelError(
+            raise FailedCheckError(
                 f"{self.name} returns {type(output).__name__} without logits or hidden states of each token, which is "
-                "what the checks compare; patch with check=False"
+                "what the checks compare"
             )
         return rows[:, -last:].float()

@@ -46,7 +46,7 @@ def reason(error: Exception) -> str:
 
 
 def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
-    """Raises an `UnsupportedModelError` for weights that are NaN or infinite, and for a model that overflows itself.
+    """Raise an `UnsupportedModelError` for weights or buffers that are NaN or infinite, or a model that overflows.
 
     Parameters:
         tokens: ``[B, N]``, of which the model under its mask says what is not finite.
@@ -63,3 +63,9 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
             f"what {read.name} computes in {dtype} is not finite, with a mask or without, although its weights are; "
             "load it in a dtype of a wider range"
         )
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and not bool(buffer.isfinite().all()):
+            raise UnsupportedModelError(
+                f"{name} of {read.name} is not finite, although no checkpoint holds it; correct the config that it "
+                "is computed from"
+            )
