@@ -55,13 +55,16 @@ class Noted:
         self.tell = tell
         self.number = 0
         self.when = 0.0
+        self.telling: threading.Thread | None = None
         self.before: Mapping[int, Any] = {}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler: the first signal is noted, a second one does at once what it always does."""
         if not self.number:
             self.number, self.when = number, time.monotonic()
-            self.tell()
+            # The trap: a signal may come while this thread writes to stderr, which no handler may then write to.
+            self.telling = threading.Thread(target=self.tell, daemon=True)
+            self.telling.start()
         elif time.monotonic() - self.when > _TOGETHER:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)
@@ -80,8 +83,12 @@ def noted(tell: Callable[[], None]) -> Iterator[Noted]:
     found = Noted(tell)
     ours = (signal.SIG_DFL, signal.default_int_handler, _raise)
     mine: dict[int, Any] = {number: found.note for number in SIGNALS if signal.getsignal(number) in ours}
-    with _handled(mine) as found.before:
-        yield found
+    try:
+        with _handled(mine) as found.before:
+            yield found
+    finally:
+        if found.telling is not None:
+            found.telling.join()
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -123,7 +123,8 @@ def _refuse_missing(path: str | PathLike[str], model: PreTrainedModel, missing: 
     """Raise where weights would be random, which Transformers only reports."""
     model_class, saved_class = type(model).__name__, next(iter(model.config.architectures or ()), None)
     if missing:
-        other = f" or auto_class=transformers.{saved_class}, which wrote this one" if saved_class != model_class else ""
+        is_other = saved_class not in (None, model_class)
+        other = f" or auto_class=transformers.{saved_class}, which wrote this one" if is_other else ""
         raise ValueError(
             f"{path} lacks weights of {model_class}, which would be random: {_listed(missing)}; give a whole "
             f"checkpoint{other} (to train such weights: {model_class}.from_pretrained, then patch_model)"

@@ -56,6 +56,12 @@ class Documents:
     key_spans: Tensor | None = None
     scattered: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        spans = 0 if self.key_spans is None else self.key_spans.nbytes
+        return spans + sum(x.nbytes for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids))
+
     @staticmethod
     def single(n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
         """One document a row, without padding; the queries are its last positions."""

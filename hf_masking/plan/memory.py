@@ -20,7 +20,7 @@ def remember(limit: int, size: Callable[[Any], int]) -> Callable[[Callable[P, T]
     Parameters:
         limit: bytes of all results together. Where they take more, those that were used longest ago are dropped; the
             newest stays, however large it is, since every layer of a model asks for the same.
-        size: the bytes of a result.
+        size: the bytes of a result; those of arguments that have ``nbytes`` are added.
     """
     return lambda function: Memory(function, limit, size)
 
@@ -43,7 +43,8 @@ class Memory(Generic[P, T]):
                 return self._results[key][0]
         # Without the lock: two threads may work out the same, of which the first to be done is kept.
         result = self.function(*args, **kwargs)
-        nbytes = self.size(result) + _ENTRY_BYTES
+        # The arguments are kept as the key, and documents hold tensors of their own.
+        nbytes = self.size(result) + sum(getattr(argument, "nbytes", 0) for argument in args) + _ENTRY_BYTES
         with self._lock:
             if key in self._results:
                 return self._results[key][0]

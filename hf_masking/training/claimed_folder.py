@@ -119,7 +119,7 @@ class ClaimedFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"another process is at work in {self.path}; wait for it, or give another --output"
+                f"another process is at work in {self.path}; wait for it, or use another folder"
             ) from None
         try:
             yield

@@ -304,6 +304,17 @@ def test_wrong_batches(arguments, message):
         model(tokens(2, 5), **arguments)
 
 
+def test_flattened_documents_are_the_same_under_any_numbers():
+    model, starts = patch_model(build("llama"), MASK), torch.tensor([0, 3, 5])
+    expected = model(tokens(1, 5), cu_seq_lens_q=starts, cu_seq_lens_k=starts).logits
+    for ids in ([5, 5, 5, 3, 3], [0, 0, 0, 7, 7]):
+        both = {"document_ids": torch.tensor([ids]), "cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        assert torch.equal(model(tokens(1, 5), **both).logits, expected)
+    for ids in ([5, 5, 3, 3, 3], [0, 0, 0, 0, 0], [0, 1, 0, 2, 2]):
+        with pytest.raises(ValueError, match="cu_seq_lens_q begins other documents"):
+            model(tokens(1, 5), **both | {"document_ids": torch.tensor([ids])})
+
+
 class NotAModel(nn.Module):
     pass
 

@@ -75,6 +75,15 @@ def test_a_model_with_another_head_is_loaded_as_itself(tmp_path):
         assert torch.equal(logits(loaded), logits(model))
 
 
+def test_missing_weights_where_nobody_says_which_class_wrote_them(folder):
+    edit_weights(folder, lambda weights: {name: weight for name, weight in weights.items() if name != NEEDED})
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"which would be random: .*; give a whole checkpoint \(to train"):
+        from_pretrained(folder)
+
+
 def test_tied_weights_are_not_missing_and_unused_ones_are_told(tmp_path, caplog):
     model = patch_model(build("gpt2"), MASK, check=False)  # its head is its embedding
     model.save_pretrained(tmp_path)

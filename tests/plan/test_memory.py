@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hf_masking import parse_mask
-from hf_masking.plan import Lengths, memory, plan_of
+from hf_masking.plan import Documents, Lengths, memory, plan_of
 from hf_masking.plan.memory import remember
 
 
@@ -81,3 +81,11 @@ def test_plans_of_long_texts_do_not_pile_up(monkeypatch):
         plan_of(parse_mask("window:256|sinks:4"), Lengths(0, length, 0, length))
     assert 1 < len(plan_of) < 20
     assert plan_of.nbytes <= 2**22
+
+
+def test_arguments_that_stay_as_the_key_are_counted():
+    described = Documents.single(8, 8)
+    remembered = remember(2**20, len)(lambda documents, name: [name] * 100)
+    remembered(described, "one")
+    assert remembered.nbytes == 100 + described.nbytes + memory._ENTRY_BYTES
+    assert described.nbytes == 4 * 8 * 4

@@ -178,7 +178,7 @@ def test_a_folder_that_holds_another_run(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    said = r"another process is at work in .*run; wait for it, or give another"
+    said = r"another process is at work in .*run; wait for it, or use another folder"
     with RunFolder(tmp_path / "run").claimed({}, resume=False), pytest.raises(ValueError, match=said):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM while a run goes on."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 
 from hf_masking import interrupts
 from hf_masking.comparison.trials import Trial
-from hf_masking.interrupts import Interrupted
+from hf_masking.interrupts import Interrupted, noted
 from hf_masking.training import finetune
 
 from ..processes import ROOT
@@ -82,6 +84,39 @@ def test_a_run_without_a_folder_has_nothing_to_save():
     with pytest.raises(KeyboardInterrupt) as stopped:
         finetune(model(), TRAIN, EVAL, SETTINGS, on_record=at(1, signal.SIGINT))
     assert not isinstance(stopped.value, Interrupted)
+
+
+class Signalling(io.RawIOBase):
+    """A stream during whose first write a signal comes."""
+
+    def __init__(self):
+        self.written = []
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        if not self.written:
+            signal.raise_signal(signal.SIGTERM)
+        self.written.append(bytes(text))
+        return len(text)
+
+
+def test_a_signal_that_comes_while_its_message_cannot_be_written():
+    raw, told = Signalling(), threading.Event()
+    stream = io.BufferedWriter(raw)
+
+    def tell():
+        stream.write(b"stopping")
+        stream.flush()
+        told.set()
+
+    with noted(tell) as found:
+        stream.write(b"a line")
+        stream.flush()
+        assert told.wait(10)
+    assert found.number == signal.SIGTERM
+    assert raw.written == [b"a line", b"stopping"]
 
 
 def test_handlers_of_a_program_stay(tmp_path):
