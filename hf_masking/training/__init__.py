@@ -1,4 +1,4 @@
-"""Fine-tuning under a mask, and the comparison of masks."""
+"""Fine-tune under a mask."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from ..lazy import names_of
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
-    # The command line reads `training.settings` for its help.
+    # `--help` reads `training.settings` and must not import torch.
     __getattr__ = names_of(__name__, ".public")

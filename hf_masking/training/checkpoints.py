@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written aside by every process, and verified before one is read.
+"""Write and read the checkpoints of a run; verify each one before it is loaded.
 
-A checkpoint's `engine.json` says which engine wrote it, and holds the digest of each of its files. What a full disk, a
-power failure or a copy has damaged is noticed before anything is loaded, by all processes alike.
+A checkpoint's `engine.json` names the engine that wrote it and holds the digest of each of its files. All processes
+notice damage by a full disk, a power failure or a copy before anything is loaded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NAME = re.compile(r"step-(?P<steps>\d{6,})")
 
 
 class Checkpoints:
-    """The checkpoints of a run, each a folder that is named after the steps that were done.
+    """The checkpoints of a run, each a folder named after the number of steps done.
 
-    keep: so many of the newest ones stay.
+    keep: how many of the newest checkpoints are kept.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, keep: int) -> None:
@@ -36,7 +36,7 @@ class Checkpoints:
         return self.folder / f"step-{steps:06d}"
 
     def save(self, steps: int) -> None:
-        """Write the state of every process, which counts when all of it is there."""
+        """Write the state of all processes; the checkpoint appears when it is complete."""
         aside = aside_of(self.path(steps), owner=0)  # the same for all processes
         try:
             together(self.accelerator, lambda: self._write(aside, steps))
@@ -48,10 +48,10 @@ class Checkpoints:
             raise
 
     def load(self) -> int:
-        """Read the newest whole checkpoint and return after how many steps it was written; 0 if there is none.
+        """Load the newest intact checkpoint and return its number of steps; 0 if there is none.
 
         Raises:
-            ValueError: all of them are damaged, or the newest whole one is another engine's.
+            ValueError: all of them are damaged, or another engine wrote the newest intact one.
         """
         by_main(self.accelerator, self._tell_of_others)
         damaged: dict[Path, str] = {}
@@ -63,7 +63,9 @@ class Checkpoints:
                 continue
             if self.accelerator.is_main_process:
                 for path, reason in damaged.items():
-                    logger.warning("the checkpoint %s is damaged (%s); going on from %s", path, reason, checkpoint.name)
+                    logger.warning(
+                        "the checkpoint %s is damaged (%s); continuing from %s", path, reason, checkpoint.name
+                    )
             self.accelerator.load_state(str(checkpoint))
             return steps
         if damaged:
@@ -82,22 +84,22 @@ class Checkpoints:
         with writing(self.path(steps)):
             (aside / _SEAL).write_text(json.dumps(signature(self.accelerator) | {"files": files}) + "\n")
             put_in_place(aside, self.path(steps))
-        # Later ones are there only where they were too damaged to go on from.
+        # Later ones exist only if they were too damaged to resume from.
         for old in [held for held in self._found() if held <= steps][: -self.keep]:
             remove(self.path(old))
 
     def _found(self) -> list[int]:
-        """After how many steps there are checkpoints, in order."""
+        """Return the numbers of steps of the checkpoints, in order."""
         names = [_NAME.fullmatch(path.name) for path in self.folder.glob("step-*")]
         return sorted(int(name["steps"]) for name in names if name)
 
     def _tell_of_others(self) -> None:
         for path in sorted(self.folder.glob("step-*")):
             if not _NAME.fullmatch(path.name):
-                logger.warning("%s is no checkpoint of this run, and is left alone", path)
+                logger.warning("%s is not a checkpoint of this run and is left alone", path)
 
     def _damage(self, checkpoint: Path) -> str | None:
-        """What is wrong with a checkpoint, the same in every process; a ValueError if another engine wrote it."""
+        """Return the damage of a checkpoint or None, alike in all processes; refuse one of another engine."""
         try:
             seal = by_main(self.accelerator, lambda: _read_seal(checkpoint))
         except (ValueError, OSError) as error:
@@ -105,19 +107,19 @@ class Checkpoints:
         files = seal.pop("files")
         if seal != signature(self.accelerator):
             raise ValueError(
-                f"{checkpoint} was written by {_in_words(seal)}, and cannot be read by "
-                f"{_in_words(signature(self.accelerator))}; launch as before, or start anew in another --output"
+                f"{checkpoint} was written by {_name_of(seal)}, and cannot be read by "
+                f"{_name_of(signature(self.accelerator))}; launch as before, or start anew in another --output"
             )
         differing = together(self.accelerator, lambda: self._differing(checkpoint, files))
         wrong = sorted(name for names in differing for name in names)
         return f"{wrong[0]} is not what was written" if wrong else None
 
     def _differing(self, checkpoint: Path, files: dict[str, str]) -> list[str]:
-        """The files that this process looks at and that are not what they were."""
+        """Return the files that have changed, of those that this process verifies."""
         return [name for name in self._share(files) if _digest_or_none(checkpoint / name) != files[name]]
 
     def _digests(self, folder: Path) -> dict[str, str]:
-        """The digest of each file; every process works out some of them."""
+        """Return the digest of each file; every process computes some of them."""
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         found = together(self.accelerator, lambda: {name: file_digest(folder / name) for name in self._share(names)})
         return {name: digest for some in found for name, digest in some.items()}
@@ -140,6 +142,6 @@ def _digest_or_none(path: Path) -> str | None:
         return None
 
 
-def _in_words(seal: dict[str, Any]) -> str:
+def _name_of(seal: dict[str, Any]) -> str:
     processes = seal.get("processes")
     return seal["engine"] + (f" in {processes} processes" if processes else "")

@@ -1,4 +1,4 @@
-"""A folder for one undertaking, which its run.json describes; only the same one may go on in it."""
+"""Claim a folder for one job, which its run.json describes; only the same job may resume in it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .. import __version__
 from ..files import check_parent, is_left_behind, read_json, recover, remove, written_aside
 
 LOCK = ".lock"
-_STARTED = "started"  # in run.json, what no resumed run has to share
+_STARTED = "started"  # the entry of run.json that a resumed run need not share
 
 
 class ClaimedFolder:
-    """A folder that holds one undertaking, and nothing else.
+    """A folder that holds one job, and nothing else.
 
-    parts: the files and folders that the undertaking makes in it.
+    parts: the files and folders that the job writes.
     """
 
     parts: tuple[str, ...] = ("run.json",)
@@ -34,18 +34,18 @@ class ClaimedFolder:
 
     @contextmanager
     def claimed(self, description: dict[str, Any], resume: bool) -> Iterator[None]:
-        """Hold the folder for an undertaking. One that fails with nothing worth keeping leaves it as it was.
+        """Hold the folder for a job. A job that fails with nothing worth keeping leaves the folder as it was.
 
         Parameters:
-            description: what makes the undertaking itself; plain JSON.
-            resume: it may have been begun before.
+            description: what identifies the job; plain JSON.
+            resume: continue a job that is in the folder.
 
         Raises:
-            ValueError: the folder holds something else, or another process is at work in it.
+            ValueError: the folder holds something else, or another process works in it.
         """
         self._check(description, resume)
         with self._alone():
-            # Once more: another one may have come and gone since.
+            # Again, under the lock: another process may have come and gone since.
             self._check(description, resume)
             is_new = not self.description_path.exists()
             for folder in self.path, *(self.path / part for part in self.parts):
@@ -54,17 +54,17 @@ class ClaimedFolder:
                 yield
             except BaseException:
                 if is_new and not self.is_worth_keeping():
-                    with suppress(OSError):  # the error that counts is the first one
+                    with suppress(OSError):  # the first error is the one to report
                         for part in self.parts:
                             remove(self.path / part)
                 raise
 
     def is_worth_keeping(self) -> bool:
-        """Whether a resumed undertaking would find something done."""
+        """Return whether a resumed job would find something done."""
         raise NotImplementedError
 
     def describe(self, description: dict[str, Any]) -> None:
-        """Write run.json, unless it is there from before."""
+        """Write run.json, unless it exists."""
         if self.description_path.exists():
             return
         started = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions()}
@@ -72,7 +72,7 @@ class ClaimedFolder:
             aside.write_text(json.dumps({**description, _STARTED: started}, indent=2) + "\n")
 
     def check_place(self, resume: bool) -> None:
-        """Raise a ValueError unless the folder is free, or holds an undertaking and one is to be resumed."""
+        """Raise a ValueError unless the folder is free, or holds a job and ``resume`` is given."""
         if not self.description_path.exists():
             if self.path.is_file() or (self.path.is_dir() and any(map(_is_of_others, self.path.iterdir()))):
                 raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
@@ -80,11 +80,11 @@ class ClaimedFolder:
             return
         if not resume:
             raise ValueError(
-                f"{self.path} holds another run; give --resume to go on with it, or another --output to start anew"
+                f"{self.path} holds another run; give --resume to continue it, or another --output to start anew"
             )
 
     def _check(self, description: dict[str, Any], resume: bool) -> None:
-        """Raise a ValueError unless the folder is free, or holds this very undertaking and is to be resumed."""
+        """Raise a ValueError unless the folder is free, or holds the same job and ``resume`` is given."""
         self.check_place(resume)
         if not self.description_path.exists():
             return
@@ -101,7 +101,7 @@ class ClaimedFolder:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else works in the folder meanwhile; a ValueError if somebody does."""
+        """Lock the folder; raise a ValueError if another process has locked it."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -118,13 +118,11 @@ class ClaimedFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
-                f"another process is at work in {self.path}; wait for it, or use another folder"
-            ) from None
+            raise ValueError(f"another process works in {self.path}; wait for it, or use another folder") from None
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows removes it itself, when it is released
+            with suppress(OSError):  # on Windows releasing the lock removes the file
                 (self.path / LOCK).unlink()
             lock.release()
 
@@ -134,13 +132,13 @@ def _is_of_others(path: Path) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    """What the first process of an undertaking ran on."""
+    """Return the versions that a job started with."""
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     return {"hf-masking": __version__, "python": platform.python_version(), **packages}
 
 
 def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Without levels, so that what differs can be named: settings.learning_rate."""
+    """Return a description without nesting, so that an error can name the key: settings.learning_rate."""
     flat: dict[str, Any] = {}
     for key, value in description.items():
         nested = isinstance(value, dict) and value

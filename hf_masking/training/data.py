@@ -1,4 +1,4 @@
-"""A text packed into contexts, and which contexts each step trains on."""
+"""Pack a text into contexts, and choose those of each step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100  # the label of what is not scored, as everywhere in PyTorch
+IGNORED = -100  # the label of tokens that are not scored, as everywhere in PyTorch
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """A text as ``[n, context]`` inputs and labels; every token but the first is a label once."""
+    """A text as inputs and labels ``[n, context]``; every token but the first is a label once."""
 
     inputs: Tensor
     labels: Tensor
 
     @classmethod
     def pack(cls, token_ids: Tensor, context: int) -> Contexts:
-        """The last context is filled up with padding that is neither seen nor scored."""
+        """Pack a text; the last context is padded, and the padding is neither attended to nor scored."""
         n = len(token_ids) - 1
         if n < context:
             raise ValueError(
@@ -34,20 +34,20 @@ class Contexts:
         return cls(inputs, labels)
 
     def indices(self, step: int, batch_size: int, seed: int) -> list[int]:
-        """The contexts of a step: the next ones in an order that is drawn anew for every pass over the text."""
+        """Return the indices of a step: the next ones in an order that is drawn anew for every pass over the text."""
         n, orders = len(self.inputs), {}
         chosen = []
         for place in range(step * batch_size, (step + 1) * batch_size):
             epoch, within = divmod(place, n)
             if epoch not in orders:
-                # Neighbouring seeds must not share orders, so epoch and seed do not simply add up.
+                # Adding seed and epoch would give neighbouring seeds the same orders.
                 generator = torch.Generator().manual_seed((seed << 20) + epoch)
                 orders[epoch] = torch.randperm(n, generator=generator).tolist()
             chosen.append(orders[epoch][within])
         return chosen
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """The arguments of a forward, and ``labels``; an attention mask only where something is padding."""
+        """Return the arguments of a forward, and ``labels``; with an attention mask only if there is padding."""
         inputs, labels = self.inputs[indices], self.labels[indices]
         batch = {"input_ids": inputs, "labels": labels}
         if bool((labels == IGNORED).any()):
@@ -55,24 +55,27 @@ class Contexts:
         return batch
 
     def scored(self) -> int:
-        """How many labels count."""
+        """Return the number of labels that are scored."""
         return int((self.labels != IGNORED).sum())
 
 
 class Source(Protocol):
-    """Where the contexts of a step come from: the same in every process, each of which takes its share."""
+    """A source of contexts: the same in every process, each of which takes its share."""
 
-    def ready(self) -> None: ...
+    def ready(self) -> None:
+        """Read what the next step needs; raise a ValueError for a wrong text."""
 
-    def of_step(self, step: int) -> Contexts: ...
+    def of_step(self, step: int) -> Contexts:
+        """Return the contexts of a step."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
     """Contexts in an order that is drawn anew for every pass over the text.
 
-    What a step trains on is a pure function of (seed, step), so nothing has to be saved to resume, and it does not
-    depend on the number of processes.
+    The contexts of a step are a pure function of (seed, step): nothing has to be saved to resume, and the number of
+    processes does not matter.
     """
 
     contexts: Contexts
@@ -80,7 +83,7 @@ class Shuffled:
     seed: int
 
     def ready(self) -> None:
-        """Nothing is left to be read."""
+        """Do nothing: the text is in memory."""
 
     def of_step(self, step: int) -> Contexts:
         chosen = self.contexts.indices(step, self.batch_size, self.seed)

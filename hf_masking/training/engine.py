@@ -1,7 +1,4 @@
-"""What depends on accelerate's engine: one process, several with a whole model each (DDP), or one in pieces.
-
-FSDP2 and DeepSpeed's ZeRO do the latter.
-"""
+"""Hide the differences of accelerate's engines: one process, DDP (a whole model in each), FSDP2 and DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -23,23 +20,23 @@ Result = TypeVar("Result")
 
 
 def on_cpu() -> bool:
-    """Whether there is nothing but the CPU; accelerate must be told, or its processes do not find each other."""
+    """Return whether there is only a CPU; accelerate must be told, or its processes do not find each other."""
     return not torch.accelerator.is_available()
 
 
 def start(settings: TrainingSettings, **options: Any) -> Accelerator:
-    """An `Accelerator` as the launcher wants it, or a ValueError for what would quietly become something else.
+    """Return an `Accelerator` as the launcher asks; raise a ValueError for what accelerate would silently change.
 
     Parameters:
-        options: handed to `Accelerator`.
+        options: passed to `Accelerator`.
     """
     if asked_for("MEGATRON_LM"):
         raise ValueError(
             "this loop runs on accelerate's DDP, FSDP2 and DeepSpeed, not on Megatron-LM; launch with --use_fsdp "
-            "--fsdp_version 2, which cuts weights, gradients and the optimizer's state into pieces"
+            "--fsdp_version 2, which shards weights, gradients and the optimizer's state"
         )
     if asked_for("DEEPSPEED") and on_cpu():
-        # Else accelerate, which does not take DeepSpeed to a CPU that it knows of, would leave each process alone.
+        # Otherwise accelerate, which does not run DeepSpeed on a CPU, would leave each process alone.
         options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(cpu=on_cpu() and not asked_for("DEEPSPEED"), **options)
     settings.check(accelerator.num_processes)
@@ -48,13 +45,13 @@ def start(settings: TrainingSettings, **options: Any) -> Accelerator:
         _configure_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, settings, accelerator.num_processes)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(
-            f"accelerate is set to mixed_precision = {accelerator.mixed_precision}, which this loop does not do; use "
-            "bf16, which needs no scaling of the loss (accelerate launch --mixed_precision bf16, or --bf16)"
+            f"accelerate is set to mixed_precision = {accelerator.mixed_precision}, which this loop does not support; "
+            "use bf16, which needs no scaling of the loss (accelerate launch --mixed_precision bf16, or --bf16)"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"accelerate is set to gradient_accumulation_steps = {accelerator.gradient_accumulation_steps}; here "
-            "--micro-batch-size cuts a step, whose gradients do not depend on it: leave accelerate's at 1"
+            "--micro-batch-size splits a step without changing its gradients: leave accelerate's at 1"
         )
     return accelerator
 
@@ -64,20 +61,20 @@ def _check_kind(accelerator: Accelerator) -> None:
     if asked_for("FSDP") and kind != DistributedType.FSDP:
         raise ValueError(
             f"FSDP was asked for, and accelerate runs {kind.value} in its place, a whole model in every process: it "
-            "shards on GPUs and their like only; launch without --use_fsdp, or where there are some"
+            "shards only on accelerators such as GPUs; launch without --use_fsdp, or on a machine that has them"
         )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
-            "FSDP of version 1 joins parameters that have learning rates and decays of their own; set fsdp_version: 2 "
+            "FSDP version 1 flattens parameters with different learning rates and weight decays; set fsdp_version: 2 "
             "(accelerate launch --use_fsdp --fsdp_version 2)"
         )
 
 
 def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, processes: int) -> None:
-    """DeepSpeed clips and counts by a config of its own, which must say what the settings say."""
+    """Put the settings into DeepSpeed's own config; raise a ValueError where it says something else."""
     if settings.bf16:
         raise ValueError(
-            "under DeepSpeed --bf16 would not reach the training, whose autocast is DeepSpeed's own; leave it out, and "
+            "under DeepSpeed --bf16 has no effect, because DeepSpeed has its own autocast; leave it out, and "
             "set mixed_precision: bf16 in accelerate's config"
         )
     if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
@@ -91,24 +88,24 @@ def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, pro
     for name, value in ours.items():
         if config.get(name, "auto") not in ("auto", value):
             raise ValueError(
-                f"DeepSpeed's config has {name} = {config[name]}, and the settings make it {value}; leave "
+                f"DeepSpeed's config has {name} = {config[name]}, and the settings say {value}; leave "
                 "it out there, or write 'auto'"
             )
     for name in ("optimizer", "scheduler", "torch_autocast"):
         if name in config:
             raise ValueError(
-                f"DeepSpeed's config has a section '{name}', and this loop brings its own; leave that section out and "
+                f"DeepSpeed's config has a section '{name}', and this loop has its own; leave that section out and "
                 "set --learning-rate, --warmup-steps, --weight-decay, and mixed_precision in accelerate's config"
             )
     config.update(ours)
-    # The best model is saved whole, in one piece or --max-shard-size.
+    # The best model is saved with all its weights, in files of --max-shard-size.
     config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 def together(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
-    """Do something in every process and return what each one found; an error in one of them is raised in all.
+    """Run something in every process and return all results; an error in one of them is raised in all.
 
-    None is left waiting for another that has failed. Only errors that a user can do something about are passed on.
+    No process is left waiting for one that has failed. Only errors that a user can act on are passed on.
     """
     found: tuple[Any, Exception | None]
     try:
@@ -123,7 +120,7 @@ def together(accelerator: Accelerator, work: Callable[[], Result]) -> list[Resul
 
 
 def by_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Do something in the main process; its result, or its error, is that of every process."""
+    """Run something in the main process; its result or its error reaches every process."""
     return together(accelerator, work if accelerator.is_main_process else _nothing)[0]
 
 
@@ -132,42 +129,43 @@ def _nothing() -> Any:
 
 
 def asked_for(engine: str) -> bool:
-    """Whether the launcher has been told to use an engine: FSDP, DEEPSPEED, MEGATRON_LM."""
+    """Return whether the launcher was told to use an engine: FSDP, DEEPSPEED or MEGATRON_LM."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """The model and its optimizer as the engine wants them; all processes start from the weights of the main one.
+    """Return the model and its optimizer, wrapped by the engine; all processes start from the main one's weights.
 
     Raises:
-        ValueError: what masks learn would be rounded, or taken away between the passes.
+        ValueError: the engine would round the parameters of adaptive masks, or take them away between the passes.
     """
     masks_learn = any(is_learned(name) for name, _ in model.named_parameters())
     if masks_learn and _zero_stage(accelerator) == 3:
         raise ValueError(
-            "ZeRO-3 takes parameters away between the passes, and does not bring those of masks back; set zero_stage "
-            "to 2, or use FSDP2"
+            "ZeRO-3 removes parameters between the passes, and does not restore those of adaptive masks; set "
+            "zero_stage to 2, or use FSDP2"
         )
     if masks_learn and _rounds_weights(accelerator):
         raise ValueError(
-            "mixed precision of FSDP or DeepSpeed would round what masks learn to bfloat16, spans of a thousand tokens "
-            "to multiples of four; set accelerate's mixed_precision to no, and under FSDP give --bf16 in its place"
+            "mixed precision of FSDP or DeepSpeed would round the parameters of adaptive masks to bfloat16, spans of a "
+            "thousand tokens to multiples of four; set accelerate's mixed_precision to no, and under FSDP give "
+            "--bf16 instead"
         )
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
         if not plugin.cpu_ram_efficient_loading:
-            # DDP and efficient loading do so themselves; else each process would keep a piece of weights of its own.
+            # DDP and efficient loading broadcast by themselves; otherwise each process would shard its own weights.
             broadcast(model.to(accelerator.device).state_dict())
     prepared, optimizer = accelerator.prepare(model, optimizer)
     return prepared, optimizer
 
 
 def signature(accelerator: Accelerator) -> dict[str, Any]:
-    """Which engine it is, as far as its checkpoints depend on it.
+    """Return what checkpoints depend on: the engine and, for ZeRO, the number of processes.
 
-    Whole models can be read by any number of processes, and so can FSDP's pieces.
+    Whole models and FSDP's shards can be read by any number of processes.
     """
     if stage := _zero_stage(accelerator):
         return {"engine": f"ZeRO-{stage}", "processes": accelerator.num_processes}
@@ -175,14 +173,14 @@ def signature(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _rounds_weights(accelerator: Accelerator) -> bool:
-    """Whether the engine computes with weights in bfloat16, where DDP has autocast round what is multiplied."""
+    """Return whether the engine keeps weights in bfloat16; under DDP autocast rounds only the factors of products."""
     if accelerator.is_fsdp2:
         return accelerator.state.fsdp_plugin.mixed_precision_policy is not None
     return bool(_zero_stage(accelerator)) and accelerator.mixed_precision == "bf16"
 
 
 def _zero_stage(accelerator: Accelerator) -> int:
-    """0 without DeepSpeed."""
+    """Return DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return 0
     return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
@@ -190,9 +188,9 @@ def _zero_stage(accelerator: Accelerator) -> int:
 
 @contextmanager
 def part_of_step(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Iterator[None]:
-    """Around a part of a batch and its backward pass: gradients are exchanged with the last part."""
+    """Wrap a part of a batch and its backward pass: gradients are exchanged in the last part."""
     if _zero_stage(accelerator):
-        # Whose backward pass steps as well, and which cannot be kept from exchanging where it cuts gradients.
+        # ZeRO steps in its backward pass too, and always exchanges gradients where it shards them.
         accelerator.sync_gradients = is_last
         try:
             yield
@@ -206,17 +204,16 @@ def part_of_step(accelerator: Accelerator, model: nn.Module, is_last: bool) -> I
 
 
 def precision(accelerator: Accelerator, settings: TrainingSettings) -> AbstractContextManager[None]:
-    """bfloat16 means one thing, whether ``--bf16`` or accelerate's ``mixed_precision`` says so, and in evaluation too.
+    """Return the autocast of training and evaluation: the same for ``--bf16`` and accelerate's ``mixed_precision``.
 
-    It needs no scaling of the loss, so autocast is all; accelerate's own switch is once a process. Of DeepSpeed
-    the weights themselves are in bfloat16.
+    bfloat16 needs no scaling of the loss. Under DeepSpeed the weights themselves are in bfloat16, without autocast.
     """
     enabled = settings.bf16 or (accelerator.mixed_precision == "bf16" and not _zero_stage(accelerator))
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
 
 
 def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, on the main process; every process must ask. Tied ones are there once."""
+    """Return all weights by name in the main process, tied ones once; every process must call this."""
     # ZeRO-3 gives the other processes None.
     state: dict[str, Tensor] = accelerator.get_state_dict(model) or {}
     bare = accelerator.unwrap_model(model)
@@ -226,7 +223,7 @@ def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
 
 
 def random_state(accelerator: Accelerator) -> Tensor:
-    """The state of the generator that dropout draws from."""
+    """Return the state of the generator that dropout draws from."""
     device = accelerator.device
     if device.type == "cpu":
         return torch.get_rng_state()
@@ -235,5 +232,5 @@ def random_state(accelerator: Accelerator) -> Tensor:
 
 
 def number(value: Tensor | float) -> float:
-    """A number of which every process may hold a part."""
+    """Return a number that may be sharded over the processes."""
     return float(value.full_tensor() if isinstance(value, DTensor) else value)

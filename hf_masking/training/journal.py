@@ -1,4 +1,4 @@
-"""The log of a run: lines that are kept, written to its folder, and told to who listens."""
+"""Keep the log of a run: write its records to the folder, and pass them to trackers and callbacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def checked_trackers(trackers: Sequence[str | GeneralTracker]) -> list[str | GeneralTracker] | None:
-    """The trackers as `Accelerator` takes them; a ValueError for those that it does not know or that are missing."""
+    """Return the trackers as `Accelerator` takes them; raise a ValueError for unknown or missing ones."""
     known = [name for name in LoggerType.list() if name != LoggerType.ALL.value]
     for tracker in trackers:
         if isinstance(tracker, GeneralTracker):
@@ -36,12 +36,12 @@ def best_of(evaluations: Mapping[int, float]) -> tuple[int, float]:
 
 
 class Journal:
-    """Every process keeps the same lines; the main one writes and tells them. A context, in which trackers listen.
+    """The log of a run, a context manager. Every process keeps the same records; the main one writes them.
 
     Parameters:
-        run_folder: where they are written, if anywhere.
-        on_record: called with every line.
-        description: what trackers are told of the run.
+        run_folder: where the records are written, if anywhere.
+        on_record: called with every record.
+        description: the configuration that trackers get.
     """
 
     def __init__(
@@ -57,27 +57,28 @@ class Journal:
 
     def __enter__(self) -> Journal:
         flat = {**self.description, **self.description["settings"]}
-        # Some take nothing else.
+        # Some trackers take only numbers and strings.
         config = {name: value if isinstance(value, (int, float)) else str(value) for name, value in flat.items()}
         self.accelerator.init_trackers("hf-masking", config=config)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # `end_training` would also part the processes for good.
+        # `end_training` would also end the process group.
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     @property
     def losses(self) -> list[Record]:
-        """The lines of steps."""
+        """Return the records of steps."""
         return [record for record in self.records if "loss" in record]
 
     @property
     def evaluations(self) -> dict[int, float]:
-        """Perplexity by step; at 0 is what the model came with."""
+        """Return the perplexity by step; the entry at 0 is that before training."""
         return {record["step"]: record["perplexity"] for record in self.records if "perplexity" in record}
 
     def add(self, record: Record) -> None:
+        """Keep a record, write it and pass it on."""
         self.records.append(record)
         if self.accelerator.is_main_process:
             if self.run_folder is not None:
@@ -88,7 +89,7 @@ class Journal:
         self.accelerator.log(figures, step=record["step"])
 
     def rewind(self, steps: int) -> None:
-        """Forget what was written after ``steps``."""
+        """Drop the records after ``steps``."""
         folder = self.run_folder
         if folder is not None:
             by_main(self.accelerator, lambda: folder.rewind_log(steps))

@@ -1,5 +1,4 @@
-"""Low-rank adapters, by PEFT: few numbers are trained, and merged when saved (Hu et al.,
-https://arxiv.org/abs/2106.09685)."""
+"""Train low-rank adapters (PEFT) and merge them when the model is saved (https://arxiv.org/abs/2106.09685)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from ..modeling import is_learned
 
 
 def with_adapters(model: PreTrainedModel, rank: int, alpha: float | None) -> nn.Module:
-    """The model with adapters in all its linear layers but the last. These, and what masks learn, are what is trained.
+    """Return the model with adapters in all linear layers but the last; they and the masks' parameters are trained.
 
     Raises:
         ValueError: PEFT is not installed.
@@ -27,7 +26,7 @@ def with_adapters(model: PreTrainedModel, rank: int, alpha: float | None) -> nn.
         raise ValueError("--lora needs PEFT; pip install 'hf-masking[lora]'") from None
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules="all-linear")
     with warnings.catch_warnings():
-        # PEFT asks a model of Transformers for what has another name by now.
+        # PEFT uses a method of Transformers under its old name.
         warnings.simplefilter("ignore", FutureWarning)
         adapted: nn.Module = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
@@ -37,9 +36,9 @@ def with_adapters(model: PreTrainedModel, rank: int, alpha: float | None) -> nn.
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy that has no numbers, only shapes, for `merged`; made before an engine takes the model apart."""
+    """Return a copy with shapes but no data, for `merged`; made before an engine shards the model."""
     shapes = {id(parameter): _shape(parameter) for parameter in model.parameters()}
-    # What the memo of a deep copy holds is not copied.
+    # A deep copy reuses what is in its memo.
     return copy.deepcopy(model, shapes)
 
 
@@ -48,11 +47,11 @@ def _shape(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def merged(adapted: nn.Module, state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model without adapters that does the same as the one with them.
+    """Return a model without adapters that computes the same as the one with them.
 
     Parameters:
         adapted: the `skeleton` of the model with adapters.
-        state: its weights by name; left as they are, so that there is a second copy of them for a moment.
+        state: its weights by name; they are copied, so memory holds them twice for a moment.
     """
     numbers = {
         id(parameter): nn.Parameter(state[name].clone(), parameter.requires_grad)

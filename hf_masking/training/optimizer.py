@@ -1,4 +1,4 @@
-"""Which parameters decay, and which have a learning rate of their own."""
+"""Make the optimizer: which parameters decay, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .settings import TrainingSettings
 
 
 def optimizer_of(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW. Matrices decay; biases and norms do not, nor what masks learn, at a learning rate of its own."""
+    """Return AdamW: only matrices decay, and the parameters of adaptive masks have their own learning rate."""
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": settings.weight_decay},
         {"params": [], "weight_decay": 0.0},

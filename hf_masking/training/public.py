@@ -1,11 +1,12 @@
-"""The public names of `hf_masking.training`, which imports this module when the first of them is asked for."""
+"""Export the names of `hf_masking.training`, which imports this module when the first one is used."""
 
 from .data import Contexts
 from .engine import asked_for, on_cpu
 from .labels import labels_for_prefix_lm
-from .loop import FinetuneResult, finetune
+from .loop import finetune
 from .settings import TrainingSettings
 from .stream import TokenStream
+from .trainer import FinetuneResult
 
 __all__ = [
     "Contexts",

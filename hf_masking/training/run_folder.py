@@ -1,7 +1,7 @@
-"""The folder of a fine-tuning: what it is, its log, its best model. `checkpoints` writes those.
+"""Read and write the folder of a fine-tuning. The module `checkpoints` writes the checkpoints.
 
-run.json            what is trained on what, and how; a run resumes only as itself
-log.jsonl           a line a step, and a line an evaluation
+run.json            what is trained on what, and how; only the same run can resume
+log.jsonl           one line per step, and one per evaluation
 checkpoints/        step-000050/ ...: weights, optimizer, schedule, random states
 best/               the model with the lowest perplexity, its tokenizer and its mask
 """
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelWriter:
-    """How a model is put into a folder, with its tokenizer.
+    """Save a model in a folder, with its tokenizer.
 
-    max_shard_size: in files of at most so many bytes, or "2GB"; by default Transformers' size.
+    max_shard_size: the greatest size of a file, in bytes or as "2GB"; by default that of Transformers.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -58,7 +58,7 @@ class ModelWriter:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn whatever a full disk makes a library raise into an OSError that names what was to be written."""
+    """Turn any error that a library raises on a full disk into an OSError that names the path."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -69,7 +69,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class RunFolder(ClaimedFolder):
-    """All reading and writing in the folder of a run. Only the main process writes."""
+    """The folder of a run. Only the main process writes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -77,19 +77,20 @@ class RunFolder(ClaimedFolder):
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
 
-    # "hf-masking" is what trackers that write into the folder call theirs.
+    # Trackers that write into the folder use "hf-masking".
     parts = ("run.json", "log.jsonl", "checkpoints", "best", "hf-masking")
 
     def is_worth_keeping(self) -> bool:
-        """Whether there is a checkpoint to go on from, or a model."""
+        """Return whether there is a checkpoint to resume from, or a model."""
         return self.best.exists() or any(self.checkpoints.glob("step-*"))
 
     def log(self, record: dict[str, Any]) -> None:
+        """Append a record to the log."""
         with writing(self.log_path), self.log_path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the log before the first one that a kill has cut, or that is damaged otherwise."""
+        """Return the records of the log before the first damaged line."""
         if not self.log_path.exists():
             return []
         records = []
@@ -104,13 +105,13 @@ class RunFolder(ClaimedFolder):
         return records
 
     def rewind_log(self, steps: int) -> None:
-        """Forget what was logged after the checkpoint at ``steps``; a ValueError if lines are missing before it."""
+        """Drop the lines after the checkpoint at ``steps``; raise a ValueError if lines before it are missing."""
         records = self.records()
         kept = [record for record in records if record["step"] <= steps]
         if [record["step"] for record in kept if "loss" in record] != list(range(1, steps + 1)):
             raise ValueError(
-                f"{self.log_path} is damaged after line {len(kept)}: a run that goes on after step {steps} needs a "
-                "line for each step before; restore it, or give another --output to start anew"
+                f"{self.log_path} is damaged after line {len(kept)}: a run that continues after step {steps} needs "
+                "a line for each step before; restore it, or give another --output to start anew"
             )
         if not steps and (lost := len(records) - len(kept)):
             logger.warning(
@@ -127,7 +128,7 @@ class RunFolder(ClaimedFolder):
             save(aside)
 
     def check_best(self, step: int) -> None:
-        """Raise a ValueError if the best model is gone, which the log says was saved after a step; 0 for none."""
+        """Raise a ValueError if the best model, saved after ``step``, is missing; 0 means that none was saved."""
         if step and not ((self.best / "config.json").is_file() and any(self.best.glob("*.safetensors"))):
             raise ValueError(
                 f"{self.best} is missing, where the best model was saved after step {step}; put it back, or give "

@@ -1,4 +1,4 @@
-"""What can be chosen about a fine-tuning. The command line makes an option of every field."""
+"""Declare the settings of a fine-tuning. The command line turns every field into an option."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from ..options import option
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a model is fine-tuned. ``batch_size`` counts contexts in one optimizer step, over all processes."""
+    """The settings of a fine-tuning. ``batch_size`` is the number of contexts in a step, over all processes."""
 
     context: int = option(512, "tokens in a context")
     steps: int = option(200, "optimizer steps")
     batch_size: int = option(8, "contexts in an optimizer step, over all processes")
-    micro_batch_size: int | None = option(None, "contexts in one forward pass; by default all of a process")
-    learning_rate: float = option(3e-4, "highest learning rate, after the warm-up; it falls as a cosine to 0")
+    micro_batch_size: int | None = option(None, "contexts in one forward pass; by default the whole share of a process")
+    learning_rate: float = option(3e-4, "peak learning rate, after the warm-up; a cosine to 0 follows")
     warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.1, "AdamW's weight decay, for matrices only")
-    mask_learning_rate: float = option(1e-2, "highest learning rate of what masks learn (spans, relevance)")
-    mask_penalty: float = option(0.1, "weight in the loss of the share that such masks let through, 0 to 1")
+    mask_learning_rate: float = option(1e-2, "peak learning rate of the parameters of adaptive masks")
+    mask_penalty: float = option(0.1, "weight in the loss of the share that adaptive masks let through, 0 to 1")
     lora: int | None = option(None, "train low-rank adapters of this rank (PEFT) in place of the weights")
     lora_alpha: float | None = option(
-        None, "what adapters add is scaled by this over their rank; by default twice the rank"
+        None, "LoRA alpha: adapters are scaled by alpha / rank; by default twice the rank"
     )
     max_gradient_norm: float = option(1.0, "gradients are clipped to this norm")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass, to save memory")
-    bf16: bool = option(False, "compute in bfloat16, keep the weights in float32")
+    bf16: bool = option(False, "compute in bfloat16 and keep the weights in float32")
     seed: int = option(0, "order of the contexts, and dropout")
-    eval_every: int = option(50, "steps from one evaluation to the next")
-    checkpoint_every: int = option(50, "steps from one checkpoint to the next")
-    keep_checkpoints: int = option(2, "how many checkpoints stay on disk")
+    eval_every: int = option(50, "steps between evaluations; there is one before training, too")
+    checkpoint_every: int = option(50, "steps between checkpoints")
+    keep_checkpoints: int = option(2, "number of checkpoints to keep on disk")
 
     def check(self, processes: int = 1) -> None:
-        """Raises a ValueError for what cannot be run."""
+        """Raise a ValueError for settings that cannot run."""
         for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -47,12 +47,12 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
-        if not self.max_gradient_norm > 0:  # infinity leaves gradients as they are
+        if not self.max_gradient_norm > 0:  # infinity means no clipping
             raise ValueError(f"max_gradient_norm must be greater than 0, got {self.max_gradient_norm}")
         for name in ("warmup_steps", "weight_decay", "mask_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        # What NumPy takes; each process adds its number.
+        # The range of NumPy; each process adds its index.
         if not 0 <= self.seed <= 2**32 - processes:
             raise ValueError(f"seed must be from 0 to {2**32 - processes}, got {self.seed}")
         if self.batch_size % processes:

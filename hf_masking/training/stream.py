@@ -1,4 +1,4 @@
-"""A text that is packed into contexts while it is read, for what does not fit into memory."""
+"""Pack a text into contexts while it is read: for texts that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .data import Contexts
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Token ids of documents, one behind the other.
+    """The token ids of consecutive documents.
 
-    documents: called with how many documents to leave out, gives those behind them; the same in every pass.
-    buffer: so many contexts wait, and the next one to train on is drawn from among them; 1 keeps the order.
+    documents: called with a number of documents to skip, returns those after them; the same in every pass.
+    buffer: number of waiting contexts from which the next one is drawn; 1 keeps the order.
     """
 
     documents: Callable[[int], Iterable[Sequence[int]]]
@@ -26,10 +26,11 @@ class TokenStream:
 
 
 class Streamed:
-    """The contexts of a stream, in passes without end, each token a label once a pass.
+    """The contexts of a stream, in endless passes; each token is a label once per pass.
 
-    Every process reads all of it and takes its share, so what a step trains on does not depend on their number. What
-    was read is in `state_dict`, the waiting contexts included: a resumed run goes on with the next document.
+    Every process reads the whole stream and takes its share, so the contexts of a step do not depend on the number of
+    processes. `state_dict` holds the place in the stream and the waiting contexts: a resumed run continues with the
+    next document.
     """
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
@@ -43,22 +44,22 @@ class Streamed:
         self.reading: Iterator[Sequence[int]] | None = None
 
     def of_step(self, step: int) -> Contexts:
-        """The next contexts; steps must be asked for in order."""
+        """Return the next contexts; steps must be asked for in order."""
         rows = torch.stack([self._draw(place) for place in range(step * self.batch_size, (step + 1) * self.batch_size)])
         return Contexts(rows[:, :-1], rows[:, 1:])
 
     def ready(self) -> None:
-        """Read ahead as far as the next step needs; a ValueError if the text is too short or cannot be read."""
+        """Read what the next step needs; raise a ValueError if the text is too short or cannot be read."""
         while len(self.waiting) < self.stream.buffer:
             self.waiting.append(self._next())
 
     def _draw(self, place: int) -> Tensor:
         self.ready()
-        # A function of the place, so that there is no state of a generator to save.
+        # A function of the place, so that no generator state has to be saved.
         return self.waiting.pop(random.Random(f"{self.seed} {place}").randrange(self.stream.buffer))
 
     def _next(self) -> Tensor:
-        """The next context and the token behind it, which is the first one of the context after it."""
+        """Return the next context and the token after it, which is the first one of the following context."""
         while len(self.left) <= self.context:
             self.left += self._document()
         row = torch.tensor(self.left[: self.context + 1])

@@ -167,7 +167,7 @@ def test_finetune_resume_and_load(run, model_folder, text_file, tmp_path):
     code, _, err = run(*arguments)
     assert (code, err) == (
         2,
-        f"error: {output} holds another run; give --resume to go on with it, or another --output to start anew\n",
+        f"error: {output} holds another run; give --resume to continue it, or another --output to start anew\n",
     )
     assert run(*arguments, "--resume")[0] == 0
     code, _, err = run(*arguments, "--resume", "--learning-rate", "0.5")

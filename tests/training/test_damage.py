@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed, whole, caplog,
     assert resumed.losses == whole.losses
     assert resumed.evaluations == whole.evaluations
     (said,) = caplog.messages
-    assert re.search(rf"the checkpoint .*step-000006 is damaged \(.*{name}.*\); going on from step-000004", said)
+    assert re.search(rf"the checkpoint .*step-000006 is damaged \(.*{name}.*\); continuing from step-000004", said)
 
 
 def test_the_damaged_checkpoint_does_not_count_as_one_of_those_that_stay(killed, whole, tmp_path):
@@ -117,7 +117,7 @@ def test_a_damaged_log_is_named(killed, line):
     lines = log.read_bytes().splitlines()
     log.write_bytes(b"\n".join([*lines[:3], line, *lines[4:]]))
     before = files(killed)
-    with pytest.raises(ValueError, match=r"log.jsonl is damaged after line 3: a run that goes on after step 6 needs"):
+    with pytest.raises(ValueError, match=r"log.jsonl is damaged after line 3: a run that continues after step 6 needs"):
         train(killed, resume=True)
     assert files(killed) == before
 
@@ -136,7 +136,7 @@ def test_what_is_no_checkpoint_is_left_alone(killed, whole, caplog):
     assert train(killed, resume=True).losses == whole.losses
     assert all(path.exists() for path in mine)
     (said,) = [message for message in caplog.messages if "step-abc" in message]
-    assert "step-abc is no checkpoint of this run, and is left alone" in said
+    assert "step-abc is not a checkpoint of this run and is left alone" in said
 
 
 def empty(folder):

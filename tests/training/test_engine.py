@@ -45,7 +45,7 @@ def test_bf16_of_the_launcher_is_that_of_the_flag(fresh_state, monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision = fp16, which this loop does not do; use bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision = fp16, which this loop does not support; use bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps = 4; here --micro-batch-size"),
         ("ACCELERATE_USE_FSDP", "true", "FSDP was asked for, and accelerate runs NO in its place"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "not on Megatron-LM; launch with --use_fsdp"),
@@ -60,15 +60,15 @@ def test_what_would_become_something_else_is_refused(variable, value, message, f
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"gradient_clipping": 0.3}, "gradient_clipping = 0.3, and the settings make it 1.0; leave it out"),
+        ({"gradient_clipping": 0.3}, "gradient_clipping = 0.3, and the settings say 1.0; leave it out"),
         ({"train_micro_batch_size_per_gpu": 1}, "train_micro_batch_size_per_gpu = 1, and the settings"),
-        ({"train_batch_size": 64}, "train_batch_size = 64, and the settings make it"),
-        ({"optimizer": {"type": "Adam"}}, "a section 'optimizer', and this loop brings its own"),
-        ({"torch_autocast": {"enabled": True}}, "a section 'torch_autocast', and this loop brings its own"),
-        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 takes parameters away between the passes"),
+        ({"train_batch_size": 64}, "train_batch_size = 64, and the settings say"),
+        ({"optimizer": {"type": "Adam"}}, "a section 'optimizer', and this loop has its own"),
+        ({"torch_autocast": {"enabled": True}}, "a section 'torch_autocast', and this loop has its own"),
+        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 removes parameters between the passes"),
         ({"zero_optimization": {"stage": 0}}, "DeepSpeed without ZeRO is DDP; set zero_stage to 1, 2 or 3"),
-        ({"bf16": {"enabled": True}}, "would round what masks learn to bfloat16"),
-        ({"fp16": {"enabled": True}}, "mixed_precision = fp16, which this loop does not do"),
+        ({"bf16": {"enabled": True}}, "would round the parameters of adaptive masks to bfloat16"),
+        ({"fp16": {"enabled": True}}, "mixed_precision = fp16, which this loop does not support"),
     ],
 )
 def test_a_config_of_deepspeed_that_says_something_else_is_refused(

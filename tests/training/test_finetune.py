@@ -166,7 +166,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 def test_a_folder_that_holds_another_run(tmp_path):
     finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", description={"mask": "window:4"})
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(ValueError, match=r"holds another run; give --resume to go on with it, or another --output"):
+    with pytest.raises(ValueError, match=r"holds another run; give --resume to continue it, or another --output"):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", description={"mask": "window:4"})
     with pytest.raises(ValueError, match=r"holds a run with mask = 'window:4', and it cannot be resumed with 'causal'"):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True, description={"mask": "causal"})
@@ -178,7 +178,7 @@ def test_a_folder_that_holds_another_run(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    said = r"another process is at work in .*run; wait for it, or use another folder"
+    said = r"another process works in .*run; wait for it, or use another folder"
     with RunFolder(tmp_path / "run").claimed({}, resume=False), pytest.raises(ValueError, match=said):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -188,12 +188,12 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_a_cut_line_in_the_log_is_forgotten(tmp_path):
     run = RunFolder(tmp_path)
-    run.log({"step": 1, "loss": 2.0})
-    run.log({"step": 2, "loss": 1.0})
+    run.log({"step": 1, "loss": 2.0, "tokens_per_second": 5.0})
+    run.log({"step": 2, "loss": 1.0, "tokens_per_second": 5.0})
     with run.log_path.open("a") as file:
         file.write('{"step": 3, "lo')
     run.rewind_log(1)
-    assert run.log_path.read_text() == '{"step": 1, "loss": 2.0}\n'
+    assert run.log_path.read_text() == '{"step": 1, "loss": 2.0, "tokens_per_second": 5.0}\n'
 
 
 @pytest.mark.parametrize(
