@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import FieldError
 from ..interrupts import Interrupted, raised
 from .terminal import say_interrupted
 
@@ -32,9 +32,8 @@ def command(module: str, options: type) -> Callable[..., None]:
 
                 silence_libraries()
                 importlib.import_module(module).run(_collected(options, values))
-        except ValueError as error:
-            error.args = tuple(with_flags(word, flags) if isinstance(word, str) else word for word in error.args)
-            raise
+        except FieldError as error:
+            raise ValueError(error.sentence(flags)) from error
         except KeyboardInterrupt as stop:
             say_interrupted(str(stop))
             raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else 130) from None
@@ -48,16 +47,6 @@ def command(module: str, options: type) -> Callable[..., None]:
 def flag_of(name: str) -> str:
     """Return the flag of a field: `--batch-size` for `batch_size`."""
     return f"--{name.replace('_', '-')}"
-
-
-def with_flags(message: str, flags: Mapping[str, str]) -> str:
-    """Return a message about fields with the flags that stand for them on the command line."""
-    named = "|".join(flags)
-    # A plain word is a field only where the sentence is about it; words with an underscore always are.
-    message = re.sub(rf"^({named})(?= (?:must|may|counts|goes)\b)", lambda found: flags[found[1]], message)
-    message = re.sub(rf"\b(?:settings|options)\.({named})\b", lambda found: flags[found[1]], message)
-    words = rf"(?<![\w./'\"-])({named})(?![\w./'\"-])"
-    return re.sub(words, lambda found: flags[found[1]] if "_" in found[1] else found[1], message)
 
 
 def _parameters(options: type) -> Iterator[inspect.Parameter]:

@@ -61,7 +61,7 @@ def run(options: FinetuneOptions) -> None:
         "model_sha256": digest(Path(model)) if processes.is_main_process and Path(model).is_dir() else None,
         **what_runs(loaded),
         **texts,
-        "eval_sha256": eval_text.sha256,
+        "eval_data": {"sha256": eval_text.sha256},
         "eval_tokens": options.held_out.eval_tokens,
     }
     task, visible = f"fine-tuning under {label_of(loaded)}", processes.is_main_process
@@ -134,12 +134,12 @@ def _texts(
     if not streaming.stream:
         text = load_data(data)
         train, held = text.split(0.1) if held_out.eval_data is None else (text, _held_out(held_out, data.column))
-        return encode(train, tokenizer)[0], held, {"train_sha256": train.sha256}
+        return encode(train, tokenizer)[0], held, {"data": {"sha256": train.sha256}}
     if held_out.eval_data is None:
         raise ValueError("a stream has no last tenth to hold out; name a text to evaluate on with --eval-data")
     stream = load_stream(data.data, split=data.split, column=data.column)
     documents = functools.partial(stream.tokens, tokenizer)
-    described = {"stream": data.data, "split": data.split, "column": data.column, **dataclasses.asdict(streaming)}
+    described = {**dataclasses.asdict(data), **dataclasses.asdict(streaming)}
     return TokenStream(documents, streaming.shuffle_buffer), _held_out(held_out, data.column), described
 
 

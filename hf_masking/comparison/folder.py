@@ -21,6 +21,7 @@ from .trials import Trial
 class ComparisonFolder(ClaimedFolder):
     """A folder of trials, each written as soon as it is finished."""
 
+    kind = "comparison"
     parts = ("run.json", "trials")
 
     def __init__(self, path: Path) -> None:

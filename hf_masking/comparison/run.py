@@ -67,7 +67,7 @@ class Request:
             "model": self.model or "small LLaMA-style model",
             "model_sha256": digest(Path(self.model)) if self.model and Path(self.model).is_dir() else None,
             "small_model": None if self.model else dataclasses.asdict(SMALL),
-            "text": {
+            "data": {
                 "source": self.source,
                 "train_sha256": self.train.sha256,
                 "eval_sha256": self.held_out.sha256,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import FieldError
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -119,11 +121,11 @@ class Tally:
 
 def _check(token_ids: Tensor, context: int, stride: int, bos_token_id: int | None, batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise FieldError("batch_size", f"must be at least 1, got {batch_size}")
     if context < 1:
-        raise ValueError(f"context must be at least 1, got {context}")
+        raise FieldError("context", f"must be at least 1, got {context}")
     if not 1 <= stride <= context:
-        raise ValueError(f"stride must be from 1 to the context, which is {context}, got {stride}")
+        raise FieldError("stride", f"must be from 1 to the context, which is {context}, got {stride}")
     if token_ids.ndim != 1 or token_ids.is_floating_point():
         got = f"{token_ids.dtype} of shape {list(token_ids.shape)}"
         raise ValueError(f"token_ids must be one text, integers of shape [tokens], got {got}")

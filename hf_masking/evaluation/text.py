@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import FieldError
+
 STDLIB = "stdlib"
 STDIN = "-"
 _ENCODING = "utf-8-sig"  # UTF-8, without the byte order mark that some editors put before it
@@ -126,7 +128,7 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
         ValueError: ``max_tokens`` is not positive.
     """
     if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        raise FieldError("max_tokens", f"must be at least 1, got {max_tokens}")
     if max_tokens is None:
         ids = _with_offsets(tokenizer, text.content)["input_ids"]
         return torch.tensor(ids, dtype=torch.long), len(text.content.encode())

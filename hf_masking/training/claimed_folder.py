@@ -14,18 +14,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import __version__
+from ..errors import FieldError
 from ..files import check_parent, is_left_behind, read_json, recover, remove, written_aside
 
 LOCK = ".lock"
+_KIND = "kind"  # the entry of run.json that says what the folder is for
 _STARTED = "started"  # the entry of run.json that a resumed run need not share
 
 
 class ClaimedFolder:
     """A folder that holds one job, and nothing else.
 
+    kind: what the folder is for, as messages call it.
     parts: the files and folders that the job writes.
     """
 
+    kind: str
     parts: tuple[str, ...] = ("run.json",)
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +73,7 @@ class ClaimedFolder:
             return
         started = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions()}
         with written_aside(self.description_path) as aside:
-            aside.write_text(json.dumps({**description, _STARTED: started}, indent=2) + "\n")
+            aside.write_text(json.dumps({_KIND: self.kind, **description, _STARTED: started}, indent=2) + "\n")
 
     def check_place(self, resume: bool) -> None:
         """Raise a ValueError unless the folder is free, or holds a job and ``resume`` is given."""
@@ -78,6 +82,7 @@ class ClaimedFolder:
                 raise ValueError(f"{self.path} is not an empty folder and holds no run; give another --output")
             check_parent(self.path)
             return
+        self._held()
         if not resume:
             raise ValueError(
                 f"{self.path} holds another run; give --resume to continue it, or another --output to start anew"
@@ -88,16 +93,27 @@ class ClaimedFolder:
         self.check_place(resume)
         if not self.description_path.exists():
             return
-        read = read_json(self.description_path, "restore it, or give another --output to start anew")
-        read.pop(_STARTED, None)
-        held, wanted = _flat(read), _flat(json.loads(json.dumps(description)))
+        held, wanted = _flat(self._held()), _flat(json.loads(json.dumps(description)))
         different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
         if different:
             key = different[0]
-            raise ValueError(
-                f"{self.path} holds a run with {key} = {held.get(key)!r}, and it cannot be resumed with "
-                f"{wanted.get(key)!r}; give the same {', '.join(different)}, or another --output"
+            raise FieldError(
+                list(dict.fromkeys(map(_field, different))),
+                f"must be as in the run in {self.path}, where {key} is {held.get(key)!r}, got {wanted.get(key)!r}; "
+                "give the same, or another --output",
             )
+
+    def _held(self) -> dict[str, Any]:
+        """Read what run.json describes; raise a ValueError if it is damaged or of another kind."""
+        remedy = "restore it, or give another --output to start anew"
+        held = read_json(self.description_path, remedy)
+        held.pop(_STARTED, None)
+        kind = held.pop(_KIND, None)
+        if not isinstance(kind, str):
+            raise ValueError(f"{self.description_path} does not say what kind of run it describes; {remedy}")
+        if kind != self.kind:
+            raise ValueError(f"{self.path} holds a {kind}, and this is a {self.kind}; give another --output")
+        return held
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -135,6 +151,12 @@ def _versions() -> dict[str, str]:
     """Return the versions that a job started with."""
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     return {"hf-masking": __version__, "python": platform.python_version(), **packages}
+
+
+def _field(key: str) -> str:
+    """Return the field that sets a key of run.json: batch_size for settings.batch_size, data for data.sha256."""
+    first, _, rest = key.partition(".")
+    return rest if first in ("settings", "options") else first
 
 
 def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:

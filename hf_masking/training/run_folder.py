@@ -20,6 +20,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import FieldError
 from ..files import parse_json_object, written_aside
 from .claimed_folder import ClaimedFolder
 
@@ -44,8 +45,8 @@ class ModelWriter:
                 raise ValueError
             split_torch_state_dict_into_shards({}, max_shard_size=self.max_shard_size)
         except (ValueError, OverflowError):  # of "infGB"
-            raise ValueError(
-                f"max_shard_size must be a number of bytes or a size such as '2GB', got {self.max_shard_size!r}"
+            raise FieldError(
+                "max_shard_size", f"must be a number of bytes or a size such as '2GB', got {self.max_shard_size!r}"
             ) from None
 
     def write(self, folder: Path, model: PreTrainedModel, **options: Any) -> None:
@@ -77,6 +78,7 @@ class RunFolder(ClaimedFolder):
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
 
+    kind = "fine-tuning"
     # Trackers that write into the folder use "hf-masking".
     parts = ("run.json", "log.jsonl", "checkpoints", "best", "hf-masking")
 

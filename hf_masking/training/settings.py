@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..errors import FieldError
 from ..options import option
 
 
@@ -37,26 +38,27 @@ class TrainingSettings:
         """Raise a ValueError for settings that cannot run."""
         for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise FieldError(name, f"must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch_size", "lora"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise FieldError(name, f"must be at least 1, got {getattr(self, name)}")
         if self.lora is None and self.lora_alpha is not None:
-            raise ValueError(f"lora_alpha goes with lora, got {self.lora_alpha} without it")
+            raise FieldError("lora_alpha", f"goes with lora, got {self.lora_alpha} without it")
         for name in ("learning_rate", "mask_learning_rate", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
+                raise FieldError(name, f"must be greater than 0 and finite, got {value}")
         if not self.max_gradient_norm > 0:  # infinity means no clipping
-            raise ValueError(f"max_gradient_norm must be greater than 0, got {self.max_gradient_norm}")
+            raise FieldError("max_gradient_norm", f"must be greater than 0, got {self.max_gradient_norm}")
         for name in ("warmup_steps", "weight_decay", "mask_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+                raise FieldError(name, f"must be at least 0 and finite, got {getattr(self, name)}")
         # The range of NumPy; each process adds its index.
         if not 0 <= self.seed <= 2**32 - processes:
-            raise ValueError(f"seed must be from 0 to {2**32 - processes}, got {self.seed}")
+            raise FieldError("seed", f"must be from 0 to {2**32 - processes}, got {self.seed}")
         if self.batch_size % processes:
-            raise ValueError(
-                f"batch_size counts all processes and must be a multiple of their number, got {self.batch_size} "
-                f"for {processes} processes"
+            raise FieldError(
+                "batch_size",
+                f"counts all processes and must be a multiple of their number, got {self.batch_size} for {processes} "
+                "processes",
             )

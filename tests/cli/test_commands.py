@@ -172,7 +172,10 @@ def test_finetune_resume_and_load(run, model_folder, text_file, tmp_path):
     assert run(*arguments, "--resume")[0] == 0
     code, _, err = run(*arguments, "--resume", "--learning-rate", "0.5")
     assert code == 2
-    assert "holds a run with --learning-rate = 0.0003, and it cannot be resumed with 0.5" in err
+    assert (
+        f"error: --learning-rate must be as in the run in {output}, where settings.learning_rate is 0.0003, got 0.5; "
+        "give the same, or another --output\n"
+    ) in err
 
 
 def losses(folder):
@@ -284,13 +287,13 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypa
     assert json.loads((output / "report.json").read_text())["trials"][0] == causal
     code, out, err = run(*arguments, "--batch-size", "3", "--resume")
     assert code == 2
-    assert "holds a run with --batch-size = 2, and it cannot be resumed with 3" in err
+    assert f"error: --batch-size must be as in the run in {output}, where options.batch_size is 2, got 3; " in err
     retrained = AutoModelForCausalLM.from_pretrained(own)
     retrained.get_input_embeddings().weight.data += 1
     retrained.save_pretrained(own)
     code, out, err = run(*arguments, "--resume")
     assert code == 2
-    assert "holds a run with model_sha256" in err
+    assert "error: model_sha256 must be as in the run in" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -56,6 +56,10 @@ def test_a_tokenizer_that_encodes_nothing_is_named(run, damaged, text_file, tmp_
         ({"num_attention_heads": 0}, "ZeroDivisionError: integer modulo by zero"),
         ({"hidden_act": "nope"}, "KeyError: 'nope'"),
         ({"hidden_size": "many"}, "hidden_size"),
+        (
+            {"hf_masking": {"version": 1, "mask": "window:3", "extra": {}}, "attn_implementation": "hf_masking"},
+            "expected none but version, mask, layers, replace_model_window, got ['extra']",
+        ),
     ],
 )
 def test_a_wrong_config_is_no_fault_of_the_tokenizer(run, damaged, text_file, entries, reason):

@@ -1,9 +1,11 @@
 """What an error looks like, and the exit code."""
 
+import pickle
+
 import pytest
 
-from hf_masking.cli import app, command
-from hf_masking.errors import FailedCheckError
+from hf_masking.cli import app
+from hf_masking.errors import FailedCheckError, FieldError
 
 
 @pytest.fixture
@@ -58,19 +60,17 @@ def test_a_warning_is_printed_once(run, model_folder):
     assert line.startswith("warning: mask window:4: ")
 
 
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        ("batch_size must be at least 1, got 0", "--batch-size must be at least 1, got 0"),
-        ("steps must be at least 1", "--steps must be at least 1"),
-        ("one of the steps must be", "one of the steps must be"),
-        ("run has settings.steps = 60, not options.batch_size = 3", "run has --steps = 60, not --batch-size = 3"),
-        ("no such file: runs/batch_size/x.py", "no such file: runs/batch_size/x.py"),
-        ("unknown mask 'batch_size'", "unknown mask 'batch_size'"),
-    ],
-)
-def test_messages_name_options(message, shown):
-    assert command.with_flags(message, {"batch_size": "--batch-size", "steps": "--steps"}) == shown
+def test_messages_name_options(run, monkeypatch):
+    def fail(options):
+        raise FieldError(["length", "png"], "must be as png is; see runs/length")
+
+    monkeypatch.setattr("hf_masking.cli.show.run", fail)
+    assert run("show", "causal") == (
+        2,
+        "",
+        "error: --length, --png must be as png is; see runs/length\n",
+    )
+    assert str(pickle.loads(pickle.dumps(FieldError("steps", "must be 1")))) == "steps must be 1"
 
 
 def test_failed_checks_are_one_line_without_advice_for_python(raising):

@@ -168,7 +168,7 @@ def test_a_folder_that_holds_another_run(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     with pytest.raises(ValueError, match=r"holds another run; give --resume to continue it, or another --output"):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", description={"mask": "window:4"})
-    with pytest.raises(ValueError, match=r"holds a run with mask = 'window:4', and it cannot be resumed with 'causal'"):
+    with pytest.raises(ValueError, match=r"^mask must be as in .* where mask is 'window:4', got 'causal'; give"):
         finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True, description={"mask": "causal"})
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     (tmp_path / "other").mkdir()

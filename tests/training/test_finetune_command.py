@@ -57,7 +57,13 @@ def test_two_processes_on_a_stream_train_as_one_does(run, streamed, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     code, _, err = run("finetune", *streamed, "--output", tmp_path / "one", "--resume")
     assert code == 2
-    assert "holds a run with --shuffle-buffer = 3, and it cannot be resumed with 256" in err
+    assert (
+        f"error: --shuffle-buffer must be as in the run in {tmp_path / 'one'}, where shuffle_buffer is 3, got 256; "
+        "give the same, or another --output\n"
+    ) in err
+    (tmp_path / "other.txt").write_text("Another text.\n" * 300)
+    code, _, err = run(*one, "--data", tmp_path / "other.txt", "--output", tmp_path / "one", "--resume")
+    assert (code, err.splitlines()[-1].split(" in ")[0]) == (2, "error: --data must be as")
 
 
 def test_progress_is_told_without_a_terminal(run, streamed, tmp_path, monkeypatch):
@@ -80,7 +86,7 @@ def test_a_run_resumes_on_the_same_model_alone(run, model_folder, streamed, tmp_
     retrained.save_pretrained(own)
     code, _, err = run(*arguments, "--resume")
     assert code == 2
-    assert "holds a run with model_sha256 = '" in err
+    assert "model_sha256 must be as in the run in" in err
 
 
 def test_weights_are_trained_in_float32(run, model_folder, streamed, tmp_path):
