@@ -1,4 +1,4 @@
-"""`python -m hf_masking`."""
+"""Run the command line as `python -m hf_masking`."""
 
 from .cli.main import run
 

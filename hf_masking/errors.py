@@ -1,4 +1,4 @@
-"""Errors that users can catch."""
+"""Define the exceptions that users can catch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written aside, then renamed."""
+"""Write files and folders atomically: to a temporary name beside the target, then rename."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEFT_BEHIND = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to; it takes the place of ``path`` when the block ends without an error.
+    """Yield a path to write a file or a folder to; it replaces ``path`` when the block ends without an error.
 
     Symbolic links are followed. A device, a pipe or standard output (``-``) is written into instead.
     """
@@ -42,10 +42,10 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let an OSError name what was to be written, and not the file aside or, on a full disk, nothing at all."""
+    """Make an OSError name the target, not the temporary file or, on a full disk, nothing."""
     try:
         yield
-    except BrokenPipeError:  # whoever read has seen enough, which is no error
+    except BrokenPipeError:  # the reader has closed the pipe, which is not an error here
         raise
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(aside_of(path, os.getpid()))):
@@ -54,19 +54,19 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def aside_of(path: Path, owner: int) -> Path:
-    """Where ``path`` is written before it counts, by the process with the number ``owner``."""
+    """Return the temporary name of ``path`` for the process with the number ``owner``."""
     return path.with_name(f".{path.name}.{owner}.partial")
 
 
 def is_left_behind(path: Path) -> bool:
-    """Whether its name is one that `written_aside` or `put_in_place` give while they are at work."""
+    """Return whether a path has a temporary name of `written_aside` or `put_in_place`."""
     return _LEFT_BEHIND.fullmatch(path.name) is not None
 
 
 def recover(folder: Path) -> None:
-    """Clears away what killed processes have left of `written_aside` and `put_in_place` in a folder of one's own.
+    """Remove what killed processes have left behind in a folder that only this program writes to.
 
-    What had been moved away, while nothing had taken its place yet, is put back.
+    A target that was moved away and not yet replaced is put back.
     """
     left = [(path, found) for path in folder.glob(".*") if (found := _LEFT_BEHIND.fullmatch(path.name))]
     for path, found in left:
@@ -142,7 +142,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of the files in a folder, their names and what they hold."""
+    """Return the SHA-256 of the files in a folder: their names and contents."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         total.update(path.name.encode())
@@ -152,7 +152,7 @@ def digest(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of what a file holds."""
+    """Return the SHA-256 of a file's content."""
     total = hashlib.sha256()
     for piece in _pieces(path):
         total.update(piece)
@@ -166,7 +166,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: raised where there is nothing to save, noted where a run first has to write a checkpoint."""
+"""Handle Ctrl-C and SIGTERM: raise them, or note them where a run first has to write a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TOGETHER = 0.5  # seconds in which `timeout` and some launchers send one signal
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended what was going on; the message says what is left of it.
+    """A signal has ended the work; the message says what is left of it.
 
-    exit_code: what shells expect of a program that a signal has ended, 128 and its number.
+    exit_code: 128 + the number of the signal, as shells expect.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
     @classmethod
     def like(cls, stop: KeyboardInterrupt, message: str) -> Interrupted:
-        """Return the interruption with another message; Ctrl-C, if it is Python's own."""
+        """Return the interruption with another message."""
         return cls(stop.number if isinstance(stop, cls) else signal.SIGINT, message)
 
     @property
@@ -36,20 +36,20 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt, so that everything open is closed."""
+    """Let SIGTERM raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt, so that everything is closed."""
     with _handled({signal.SIGTERM: _raise}):
         yield
 
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ctrl-C does nothing, here and in processes that are started meanwhile."""
+    """Ignore Ctrl-C, here and in processes that are started meanwhile."""
     with _handled({signal.SIGINT: signal.SIG_IGN}):
         yield
 
 
 class Noted:
-    """A signal that has come and has not been obeyed yet."""
+    """A signal that has come and is still to be obeyed."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self.tell = tell
@@ -59,7 +59,7 @@ class Noted:
         self.before: Mapping[int, Any] = {}
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler: the first signal is noted, a second one does at once what it always does."""
+        """Handle a signal: note the first one, and let a second one act at once."""
         if not self.number:
             self.number, self.when = number, time.monotonic()
             # The trap: a signal may come while this thread writes to stderr, which no handler may then write to.

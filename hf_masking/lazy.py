@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when the first of them is asked for: torch and Transformers take seconds."""
+"""Import the public names of a package when the first one is used: torch and Transformers take seconds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def names_of(package: str, module: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` for ``package``: it imports ``module`` and takes over the names in its ``__all__``."""
+    """Return a `__getattr__` for ``package`` that imports ``module`` and copies the names in its ``__all__``."""
 
     def __getattr__(name: str) -> Any:  # noqa: N807 (a package's hook, PEP 562)
-        # Python itself asks for such names, before there is a reason to import anything.
+        # Python itself looks up such names; that must not import anything.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         public = importlib.import_module(module, package)

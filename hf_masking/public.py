@@ -1,4 +1,4 @@
-"""The public names of `hf_masking`, which imports this module when the first of them is asked for."""
+"""Export the names of `hf_masking`, which imports this module when the first one is used."""
 
 from .adaptive import AdaptiveSpan, Relevance, TopBlocks
 from .attention import masked_attention

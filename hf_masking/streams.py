@@ -68,7 +68,7 @@ def written_into(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The stream, not opened anew where it is open: of a file behind it that would throw away what is there."""
+    """Open a stream, or use it if it is open: opening it again would truncate a file behind it."""
     descriptor = _descriptor(path)
     if descriptor in (1, 2):
         stream = sys.stdout if descriptor == 1 else sys.stderr
@@ -76,13 +76,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield stream.buffer
         stream.flush()
     else:
-        # A device is not to be created, and a file behind a descriptor not to be cut.
+        # Never create a device, and never truncate a file behind a descriptor.
         target = path if descriptor is None else os.dup(descriptor)
         with open(target, "wb", opener=lambda name, _: os.open(name, os.O_WRONLY)) as file:
             yield file
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path names by its number."""
+    """Return the number of the open file that a path names, or None."""
     named = _NUMBERED.fullmatch(str(path))
     return int(named[1]) if named else _DESCRIPTORS.get(str(path))

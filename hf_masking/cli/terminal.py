@@ -1,4 +1,4 @@
-"""The terminal: where tables go, where messages go, and bars."""
+"""Print to the terminal: tables, messages, progress lines and bars."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rich.segment import ControlType
 
 from ..streams import is_stdout
 
-# Without markup and emoji: brackets and colons belong to masks and to names of files.
+# No markup and no emoji: brackets and colons belong to masks and file names.
 console = Console(markup=False, highlight=False, emoji=False)
 errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def tables_beside(output: Path | None) -> Console:
-    """Return where tables go: on standard output, unless the figures themselves do."""
+    """Return the console for tables: standard output, unless the figures go there."""
     return errors if output is not None and is_stdout(output) else console
 
 
 def signs() -> dict[str, str]:
-    """Return the signs that masks are drawn with: ASCII where the terminal takes nothing else."""
+    """Return the characters for drawing masks: ASCII if the terminal's encoding has no others."""
     drawn = {"allowed": "■", "between": "▒", "excluded": "·"}
     try:
         "".join(drawn.values()).encode(console.encoding)
@@ -40,7 +40,7 @@ def signs() -> dict[str, str]:
 
 @contextmanager
 def logged_once() -> Iterator[None]:
-    """Print what the plugin logs on standard error, each message once."""
+    """Print what the package logs on standard error, each message once."""
     logger, handler = logging.getLogger("hf_masking"), _Once()
     logger.addHandler(handler)
     try:
@@ -50,19 +50,19 @@ def logged_once() -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Print a warning on standard error, as those of the library."""
+    """Log a warning, which is printed on standard error."""
     logging.getLogger("hf_masking").warning("%s", message)
 
 
 class _Once(logging.Handler):
-    """A model is patched several times by one command, and says the same of its mask each time."""
+    """Print each message once: one command may patch a model several times."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        # The library names its own keyword; here it is an option.
+        # The library names its keyword; here it is an option.
         message = record.getMessage().replace("replace_model_window=True", "--replace-model-window")
         message = f"{record.levelname.lower()}: {message}"
         if message not in self.said:
@@ -92,19 +92,19 @@ class Progression:
 
 
 def clear_line() -> None:
-    """Take away what `Progression` has left on the terminal, here or in another process."""
+    """Erase the line that `Progression` left on the terminal, here or in another process."""
     if errors.is_terminal:
         errors.control(Control((ControlType.ERASE_IN_LINE, 2), ControlType.CARRIAGE_RETURN))
 
 
 def resuming_command() -> str:
-    """Return what to type so that this command goes on."""
+    """Return the command that resumes this one."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return f"continue with: {shlex.join(['hf-masking', *arguments, '--resume'])}"
 
 
 def say_interrupted(message: str) -> None:
-    """Print the one line about Ctrl-C or SIGTERM; of several processes, the main one does."""
+    """Print one line about Ctrl-C or SIGTERM, in the main process only."""
     if os.environ.get("RANK", "0") == "0":
         clear_line()
         errors.print(f"interrupted: {message}" if message else "interrupted", soft_wrap=True)
@@ -112,8 +112,8 @@ def say_interrupted(message: str) -> None:
 
 @contextmanager
 def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Progress]:
-    """A bar on standard error, if that is a terminal, with one task."""
-    # A column has its own say on markup.
+    """Show a progress bar with one task on standard error, if that is a terminal."""
+    # A column has its own setting for markup.
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     disable = not (visible and errors.is_terminal)
     with Progress(*columns, console=errors, transient=True, disable=disable) as progress:

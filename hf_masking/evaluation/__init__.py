@@ -1,4 +1,4 @@
-"""How well a model does under a mask, and what that costs."""
+"""Measure how well a model predicts under a mask, and what that costs."""
 
 from .cache_size import CacheSize, cache_size
 from .density import realised_density

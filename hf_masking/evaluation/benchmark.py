@@ -1,6 +1,6 @@
-"""Attention alone: the time and the memory of a mask against what a user would run instead, in one run.
+"""Benchmark attention: time and memory of masks against dense attention, in one run.
 
-The repeats of all contenders take turns, so that a machine that is slow for a while is slow for all of them.
+The repeats of all contenders are interleaved, so that a slow phase of the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .memory import peak_memory
 from .process import in_own_process
 
 RIVALS = IS_CAUSAL, DENSE_MASK = "sdpa is_causal", "sdpa dense mask"
-_FEWEST_SECONDS = 0.02  # short calls are repeated until they take that long together
+_FEWEST_SECONDS = 0.02  # short calls are repeated until their total reaches this
 _MATRIX = 2048
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What attention is computed on: ``[batch, heads, length, head_size]``."""
+    """The shape of the inputs of attention: ``[batch, heads, length, head_size]``."""
 
     length: int
     heads: int = 8
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Contender:
-    """A mask under one of our backends, or (``is_rival``) what one would run without us."""
+    """A mask under one of our backends, or dense attention by PyTorch (``is_rival``)."""
 
     mask: str
     backend: str
@@ -63,7 +63,7 @@ class Contender:
 
 @dataclass
 class Row:
-    """What was measured of a contender at a length; seconds are one entry a round."""
+    """The measurements of a contender at one length; the lists of seconds have one entry per round."""
 
     length: int
     mask: str
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def runs(self) -> str:
-        """The backend, and what `auto` chose."""
+        """Return the backend, and the one that `auto` chose."""
         return self.backend if self.ran in (None, self.backend) else f"{self.backend}: {self.ran}"
 
     @property
@@ -97,16 +97,16 @@ class Row:
 
 
 def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[Row]:
-    """A row for each contender: times, pairs, and the share of the matrix-multiply rate that allowed pairs reach.
+    """Return one row per contender: times, pairs, and the achieved share of the matrix-multiply rate.
 
-    A contender that fails while it is timed has an ``error`` and leaves the others alone.
+    The share counts the work of allowed pairs only. A contender that fails gets an ``error``; the others continue.
     """
     inputs = shape.inputs(requires_grad=True)
     grad_out = torch.ones(shape.batch, shape.heads, shape.length, shape.head_size).to(inputs[0])
     runs = [_runnable(contender, shape) for contender in contenders]
     rows = [_row(contender, shape) for contender in contenders]
     rates = []
-    for turn in range(rounds + 1):  # the first one warms up
+    for turn in range(rounds + 1):  # the first round warms up
         rates.append(_matrix_rate(shape))
         for contender, run, row in zip(contenders, runs, rows, strict=True):
             if row.error is None:
@@ -118,21 +118,21 @@ def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[
     for row in rows:
         work = 4 * row.allowed_pairs * shape.head_size * shape.heads * shape.batch
         row.forward_share = work / row.forward / rate if row.forward else None
-        # The backward takes five matrix products where the forward takes two.
+        # The backward pass takes five matrix products, the forward pass two.
         row.both_share = 3.5 * work / row.both / rate if row.both else None
     return rows
 
 
 def measure_memory(shape: Shape, contender: Contender, row: Row) -> None:
-    """Fills in the peak of a process of its own, above inputs, outputs and gradients, and that of making the plan."""
+    """Measure the peak memory of a new process, above inputs, outputs and gradients, and that of making the plan."""
     try:
         row.plan_bytes, row.extra_bytes, row.inputs_bytes = in_own_process(_peaks, shape, contender)
-    except Exception as error:  # whatever killed the process, the times stand
+    except Exception as error:  # whatever killed the process, the times are kept
         row.memory_error = next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def contenders_for(masks: Sequence[str], shape: Shape, *, dense: bool, causal: bool, flex: bool) -> Iterator[Contender]:
-    """What takes part at a length: the rivals, and each mask as `auto` runs it and blockwise."""
+    """Yield the contenders of a length: the rivals, and each mask under `auto` and `blockwise`."""
     if causal:
         yield Contender("causal", IS_CAUSAL)
     if dense:
@@ -162,7 +162,7 @@ def _runnable(contender: Contender, shape: Shape) -> Callable[[Tensor, Tensor, T
 
 
 def _dense(mask: MaskExpression, shape: Shape) -> Tensor:
-    """The mask as booleans, made a few rows at a time: the positions' arithmetic is not what is to be measured."""
+    """Return the mask as booleans, made a few rows at a time to keep memory small."""
     dense = torch.empty(shape.length, shape.length, dtype=torch.bool, device=shape.device)
     keys = torch.arange(shape.length, device=shape.device)
     for rows in keys.split(256):
@@ -216,7 +216,7 @@ def _time(
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of one call, by as many as it takes to measure it."""
+    """Return the seconds of one call, averaged over as many calls as a measurement takes."""
     calls, elapsed = 0, 0.0
     while elapsed < _FEWEST_SECONDS:
         started = time.perf_counter()
@@ -229,16 +229,16 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _matrix_rate(shape: Shape) -> float:
-    """Floating-point operations a second of a large matrix product in the same precision."""
+    """Return the floating-point operations per second of a large matrix product in the same precision."""
     matrix = torch.randn(_MATRIX, _MATRIX, dtype=getattr(torch, shape.dtype), device=shape.device)
     return 2 * _MATRIX**3 / _seconds(lambda: torch.mm(matrix, matrix), matrix.device)
 
 
 def _peaks(shape: Shape, contender: Contender) -> tuple[int, int, int]:
-    """Bytes of making the plan, of a forward and backward above inputs, output and gradients, and of those."""
+    """Return the bytes of making the plan, of forward and backward above the inputs, and of inputs and gradients."""
     if shape.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    # A small call first: what libraries load and allocate once is not the mask's.
+    # A small call first: libraries allocate memory once, which must not count.
     _forward_and_backward(replace(shape, length=256), contender)
     before = peak_memory(shape.device)
     if not contender.is_rival:
@@ -250,7 +250,7 @@ def _peaks(shape: Shape, contender: Contender) -> tuple[int, int, int]:
 
 
 def _forward_and_backward(shape: Shape, contender: Contender) -> int:
-    """Runs once; returns the bytes of inputs, output, the output's gradient and the inputs' gradients."""
+    """Run once; return the bytes of inputs, output and their gradients."""
     inputs = shape.inputs(requires_grad=True)
     output = _runnable(contender, shape)(*inputs)
     grad_out = torch.ones_like(output)

@@ -1,4 +1,4 @@
-"""What a cache holds, against one that forgets nothing."""
+"""Measure a cache, against one that retains every key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from ..modeling.caching.layer import MaskedLayer
 
 @dataclass(frozen=True)
 class CacheSize:
-    """Columns seen and kept, of the layer that keeps most; bytes held, and those of a full cache, of all layers."""
+    """The size of a cache.
+
+    seen, kept: columns seen and retained, of the layer that retains most.
+    held_bytes, full_bytes: bytes of all layers, and those of a cache that evicts nothing.
+    """
 
     seen: int
     kept: int
@@ -20,10 +24,10 @@ class CacheSize:
 
 
 def cache_size(cache: Cache) -> CacheSize:
-    """The size of the cache of a patched model; room for more that its tensors have counts as held.
+    """Return the size of a patched model's cache; spare room in its tensors counts as held.
 
     Raises:
-        ValueError: it is not made of `MaskedLayer`s, or empty.
+        ValueError: the cache is empty, or has no `MaskedLayer`.
     """
     layers = [layer for layer in cache.layers if isinstance(layer, MaskedLayer) and layer.is_initialized]
     if not layers:

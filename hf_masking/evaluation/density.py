@@ -1,4 +1,4 @@
-"""How much a mask allows: counted for a static one, seen on a text for one that looks at the content."""
+"""Measure the density of a mask: counted for a static mask, observed on a text for an adaptive one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from ..masks.counting import density
 from ..modeling import effective_mask, evaluating, layer_masks
 
-MOST_TOKENS = 1024  # all pairs of these are looked at
+MOST_TOKENS = 1024  # for adaptive masks, every pair of these tokens is computed
 
 
 def realised_density(model: nn.Module, token_ids: Tensor, length: int) -> float:
-    """The share of the causal pairs that a patched model lets through, mean over its layers and heads.
+    """Return the share of the causal pairs that a patched model allows, averaged over layers and heads.
 
     Parameters:
-        token_ids: ``[N]``, a text; of it the first tokens are read where the content has a say, 1,024 at most.
-        length: number of tokens of which the pairs are counted.
+        token_ids: ``[N]``, a text; adaptive masks are observed on its first tokens, at most 1,024.
+        length: number of tokens whose pairs are counted.
     """
     masks = layer_masks(model)
     if not any(mask.is_adaptive for mask in masks):

@@ -1,4 +1,4 @@
-"""The perplexity of one text under several models, timed so that none of them is measured cold."""
+"""Measure the perplexity of one text under several models, interleaved and after a warm-up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .scoring import Perplexity, Tally, Window, WindowedText
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a model; ``error`` is what stopped it, and then nothing else is there."""
+    """The measurement of a model, or the error that stopped it."""
 
     result: Perplexity | None = None
     tokens_per_second: float | None = None
@@ -31,10 +31,10 @@ def side_by_side(
     text_bytes: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Measurement]:
-    """Measure every model on the same batches, interleaved: each batch by all of them, in an order that rotates.
+    """Measure every model on the same batches, interleaved: each batch by all models, in a rotating order.
 
-    One batch of each is run before the clock starts. A model that raises an exception is left out from there on; the
-    others go on.
+    One batch of each model is run before the clock starts. A model that raises an exception is left out from then on;
+    the others continue.
 
     Parameters:
         models: causal models, which may share weights.
@@ -56,7 +56,7 @@ def side_by_side(
 
 
 class _Run:
-    """A model under way through a text."""
+    """A model on its way through a text."""
 
     def __init__(self, model: nn.Module, text: WindowedText) -> None:
         self.model, self.text = model, text
@@ -76,9 +76,9 @@ class _Run:
         with _no_garbage_collection():
             started = time.perf_counter()
             try:
-                # Adding up brings the losses to the CPU, which waits for a GPU to be done.
+                # Adding moves the losses to the CPU, which waits for the GPU.
                 self.tally.add(batch, self.text.losses(self.model, batch))
-            except Exception as error:  # whatever it is, its row says so
+            except Exception as error:  # whatever it is, the row reports it
                 self.error = error
                 _clear_frames(error)
             self.seconds += time.perf_counter() - started
@@ -99,7 +99,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python from collecting here what all have left: among equal work it would meet the same model each time."""
+    """Turn off garbage collection: with equal work it would hit the same model each time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The most memory that this process has held."""
+"""Read the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes: of the GPU's allocator on CUDA, else the peak resident size of the process.
+    """Return the peak in bytes: of the GPU's allocator on CUDA, else of the process's resident memory.
 
-    Read from the kernel's high-water mark of the address space where there is one: ``getrusage`` also counts what the
-    parent held when it started this process.
+    Where the kernel has a high-water mark of the address space, that is read: ``getrusage`` also counts what the
+    parent process held at the start.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Perplexity that two people compute alike: each token scored once, each weighted once."""
+"""Compute perplexity reproducibly: each token is scored once, with the same weight."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def perplexity(
     text_bytes: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Perplexity:
-    """Perplexity of a text under a causal model, patched or not.
+    """Return the perplexity of a text under a causal model, patched or not.
 
-    Windows start at multiples of ``stride``. A window reads ``context`` tokens and predicts the one after each. A
-    token is scored in the first window that predicts it: all tokens but the first of the text, or all of them with a
-    BOS, which then is the first token that every window reads. The model is evaluated without dropout.
+    Windows start at multiples of ``stride``. A window reads ``context`` tokens and predicts the token after each. A
+    token is scored in the first window that predicts it: all tokens but the first, or all of them with a BOS token,
+    which then is the first token of every window. The model is evaluated without dropout.
 
     Parameters:
         token_ids: ``[N]`` integers, the text without special tokens.
@@ -37,8 +37,8 @@ def perplexity(
         on_progress: called with the number of tokens just scored.
 
     Raises:
-        ValueError: a stride beyond the context, a text shorter than one context, tokens or a context beyond what the
-            model has embeddings for, a mask with lookahead.
+        ValueError: a stride greater than the context, a text shorter than one context, tokens or positions without an
+            embedding, or a mask with lookahead.
     """
     text = WindowedText(token_ids, context, stride, bos_token_id, batch_size)
     check_fits(model, token_ids, context)
@@ -54,13 +54,13 @@ def perplexity(
 
 
 def refuse_lookahead(model: nn.Module, purpose: str) -> None:
-    """Raises a ValueError if a mask of the model looks ahead: each prediction would have seen its answer."""
+    """Raise a ValueError if a mask of the model has lookahead: predictions would have seen their answers."""
     masks = layer_masks(model)
     for mask in masks:
         if mask.needs:
             raise ValueError(
-                f"mask {mask} sees marked tokens both ways, and a plain text does not say which, so {purpose} is "
-                "not defined; use a causal mask, or your own loop with prefix_lengths= or span_ids="
+                f"mask {mask} attends to marked tokens bidirectionally, and a plain text has no marks, so {purpose} "
+                "is not defined; use a causal mask, or your own loop with prefix_lengths= or span_ids="
             )
     worst = max(masks, key=lambda mask: mask.union.lookahead, default=None)
     if worst is not None and worst.union.lookahead:

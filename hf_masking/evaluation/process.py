@@ -1,4 +1,4 @@
-"""A process of its own, so that peak memory and caches are its own too."""
+"""Run a function in a new process, so that its peak memory and its caches are its own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Run a function of a module in a new process and return its result, or raise its exception.
 
-    What the plugin logs there is logged here: who listens hears each message in one place. The new process takes no
-    Ctrl-C of its own. It ends with whatever interrupts this one, and outlives nobody.
+    What the plugin logs there is logged here. The new process ignores Ctrl-C; it ends when this one is interrupted
+    or exits.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -34,9 +34,9 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     others = active_children()
     try:
         with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(sender,)) as pool, _ended(others):
-            with ignored():  # which a new process inherits, so that it has no traceback to print
+            with ignored():  # inherited by the new process, which then prints no traceback
                 future = pool.submit(function, *arguments)
-            # The process has its own copy by now; with that alone, its end is the end of what is heard.
+            # The new process has its own copy; once this one is closed, its exit ends the pipe.
             sender.close()
             return future.result()
     finally:
@@ -47,7 +47,7 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
 
 @contextmanager
 def _ended(others: list[BaseProcess]) -> Iterator[None]:
-    """End the new process at an error or an interruption: the pool would wait for it."""
+    """End the new process at an error or an interruption, when the pool would wait for it."""
     try:
         yield
     except BaseException:
@@ -58,7 +58,7 @@ def _ended(others: list[BaseProcess]) -> Iterator[None]:
 
 
 class _Sender(logging.Handler):
-    """Sends records through a pipe: unlike a queue it leaves no lock behind if the process is killed meanwhile."""
+    """Send records through a pipe: unlike a queue, it leaves no lock behind if the process is killed."""
 
     def __init__(self, sender: Connection) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Sender(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         record = copy.copy(record)
-        # Not everything that a message is made of can be pickled.
+        # The arguments of a message may not be picklable.
         record.msg, record.args, record.exc_info = record.getMessage(), None, None
         self.sender.send(record)
 

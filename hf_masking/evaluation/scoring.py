@@ -1,4 +1,4 @@
-"""A text in windows, each of its tokens scored once: what `perplexity` adds up."""
+"""Cut a text into windows, score each token once, and add up the losses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..errors import FieldError
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """The perplexity of a model on a text.
 
     perplexity: exp of the mean loss.
     nats_per_token: the mean loss.
-    bits_per_byte: the whole loss in bits over the bytes of the text; None if those are not known.
-    tokens: how many tokens were scored.
-    by_position: mean loss in nats for each number of tokens read before the prediction, less one; None where no token
-        was scored at that position of a context.
+    bits_per_byte: the total loss in bits over the bytes of the text; None if their number is not known.
+    tokens: number of scored tokens.
+    by_position: mean loss in nats at each position of a context; entry i is for predictions after i + 1 tokens, None
+        where no token was scored.
     """
 
     perplexity: float
@@ -35,7 +35,7 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Window:
-    """Reads ``length`` tokens, the first standing for text position ``start``, and scores its last ``scored``."""
+    """A window that reads ``length`` tokens from position ``start`` and scores the last ``scored`` predictions."""
 
     start: int
     length: int
@@ -53,7 +53,7 @@ class WindowedText:
         batch_size: windows in a forward pass.
 
     Raises:
-        ValueError: a stride beyond the context, a text shorter than one context.
+        ValueError: a stride greater than the context, or a text shorter than one context.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WindowedText:
             self.inputs, self.targets = token_ids[:-1], token_ids[1:]
 
     def batches(self) -> Iterator[list[Window]]:
-        """Batches of windows of one shape, so that nothing is padded."""
+        """Yield batches of windows of one shape, so that nothing is padded."""
         for _, alike in groupby(self._windows(), key=lambda window: (window.length, window.scored)):
             group = list(alike)
             yield from (group[first : first + self.batch_size] for first in range(0, len(group), self.batch_size))
@@ -84,7 +84,7 @@ class WindowedText:
 
     @torch.no_grad()
     def losses(self, model: nn.Module, batch: list[Window]) -> Tensor:
-        """Losses in nats, ``[windows, scored]``, under a model in evaluation mode."""
+        """Return the losses in nats, ``[windows, scored]``, of a model in evaluation mode."""
         device = next(model.parameters()).device
         length, scored = batch[0].length, batch[0].scored
         columns = torch.tensor([window.start for window in batch])[:, None] + torch.arange(length)
@@ -98,24 +98,26 @@ class WindowedText:
 
 
 class Tally:
-    """The losses of a model so far, by position in the context."""
+    """The sum of a model's losses so far, by position in the context."""
 
     def __init__(self, context: int) -> None:
         self.total = torch.zeros(context, dtype=torch.float64)
         self.counts = torch.zeros(context, dtype=torch.long)
 
     def add(self, batch: list[Window], losses: Tensor) -> None:
+        """Add the losses of a batch."""
         length, scored = batch[0].length, batch[0].scored
         self.total[length - scored : length] += losses.double().sum(0).cpu()
         self.counts[length - scored : length] += len(batch)
 
     def result(self, text_bytes: int | None) -> Perplexity:
+        """Return the perplexity of all losses so far."""
         nats, tokens = float(self.total.sum()), int(self.counts.sum())
         mean = nats / tokens
         sums = zip(self.total.tolist(), self.counts.tolist(), strict=True)
         by_position = tuple(loss / count if count else None for loss, count in sums)
         bits_per_byte = nats / math.log(2) / text_bytes if text_bytes else None
-        # exp overflows a float beyond 709 nats; an untrained model in bfloat16 can get there.
+        # exp overflows above 709 nats, which an untrained model in bfloat16 can reach.
         return Perplexity(math.exp(mean) if mean < 700 else math.inf, mean, bits_per_byte, tokens, by_position)
 
 

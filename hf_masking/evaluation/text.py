@@ -1,4 +1,4 @@
-"""Where the text comes from: a file, a folder, the hub, or the standard library of the running Python."""
+"""Load texts from files, folders, the hub, or the standard library of the running Python."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ STDIN = "-"
 _ENCODING = "utf-8-sig"  # UTF-8, without the byte order mark that some editors put before it
 _REMEDY = "give a text file, a folder, a hub data set or 'stdlib'"
 _SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".cpp", ".js"}
-# Parts of the standard library that are not its source, or are only there on some installations.
+# Parts of the standard library that are not its source, or exist only in some installations.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text and where it is from."""
+    """A text and its source."""
 
     source: str
     content: str
 
     @property
     def sha256(self) -> str:
+        """Return the digest of the text."""
         return hashlib.sha256(self.content.encode()).hexdigest()
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """The text without its last part, and that part, cut at the end of a line."""
+        """Return the text without its last part, and that part, split at the end of a line."""
         place = int(len(self.content) * (1 - held_out))
         place = self.content.find("\n", place) + 1 or place
         return Text(self.source, self.content[:place]), Text(self.source, self.content[place:])
@@ -47,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True)
 class TextStream:
-    """A text that is read while it is used: the rows of a data set, one below the other.
+    """A text that is read while it is used: the consecutive rows of a data set.
 
     rows: an ``IterableDataset`` of `datasets`.
     """
@@ -57,7 +58,7 @@ class TextStream:
     column: str
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, skip: int) -> Iterator[list[int]]:
-        """The token ids of each row and the end of its line, without the first ``skip`` rows, which are not encoded."""
+        """Yield the token ids of each row and its line break, after skipping ``skip`` rows."""
         try:
             for batch in self.rows.skip(skip).iter(batch_size=256):
                 if self.column not in batch:
@@ -69,10 +70,10 @@ class TextStream:
 
 
 def load_stream(source: str, *, split: str = "test", column: str = "text") -> TextStream:
-    """What `load_text` loads, as a stream: rows of a data set of the hub, or lines of files.
+    """Open a source as a stream: rows of a hub data set, or lines of files.
 
     Raises:
-        ValueError: there is no such source, it cannot be reached, or it is in memory anyway.
+        ValueError: there is no such source, it cannot be reached, or it cannot be streamed.
     """
     import datasets
 
@@ -80,7 +81,7 @@ def load_stream(source: str, *, split: str = "test", column: str = "text") -> Te
         raise ValueError(f"{STDLIB} is read as a whole; leave --stream out, or name a file, a folder or a hub data set")
     path = _path(source)
     if source == STDIN or (path.exists() and not path.is_dir() and not path.is_file()):
-        raise ValueError(f"{source} can be read once only, and a stream is read anew on each pass; leave --stream out")
+        raise ValueError(f"{source} can be read only once, and a stream is read again in each pass; leave --stream out")
     if path.exists():
         files = [str(file) for file in (_files(path) if path.is_dir() else [path])]
         how = {"data_files": files, "encoding": _ENCODING, "split": "train", "streaming": True}
@@ -90,7 +91,7 @@ def load_stream(source: str, *, split: str = "test", column: str = "text") -> Te
 
 
 def load_text(source: str, *, split: str = "test", column: str = "text") -> Text:
-    """The text of a source.
+    """Load the text of a source.
 
     Parameters:
         source: a UTF-8 file or a pipe; ``-``, standard input; a folder, whose text files are joined in the order of
@@ -119,10 +120,10 @@ def load_text(source: str, *, split: str = "test", column: str = "text") -> Text
 
 
 def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> tuple[Tensor, int | None]:
-    """Token ids ``[N]`` without special tokens, and the bytes of text they stand for (None if that is not known).
+    """Return token ids ``[N]`` without special tokens, and the bytes of their text (None if that is not known).
 
     Parameters:
-        max_tokens: keep that many tokens from the beginning.
+        max_tokens: keep only so many tokens from the beginning.
 
     Raises:
         ValueError: ``max_tokens`` is not positive.
@@ -132,7 +133,7 @@ def encode(text: Text, tokenizer: PreTrainedTokenizerBase, max_tokens: int | Non
     if max_tokens is None:
         ids = _with_offsets(tokenizer, text.content)["input_ids"]
         return torch.tensor(ids, dtype=torch.long), len(text.content.encode())
-    # What is cut anyway need not be encoded; a last token that the cut fell into is among what is thrown away.
+    # Encode only as much text as needed; a token that the cut splits is among those that are dropped.
     characters = 4 * max_tokens
     while True:
         encoded = _with_offsets(tokenizer, text.content[:characters])
@@ -180,7 +181,7 @@ def _refuse_missing(source: str) -> None:
 
 def _read(path: Path) -> str:
     mode = path.stat().st_mode
-    # A terminal ends where its user says so; other devices, such as /dev/zero, need not end at all.
+    # A terminal ends when its user says so; other devices, such as /dev/zero, may never end.
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(path)):
         raise ValueError(f"{path} is a device; name a text file or a pipe")
     try:
@@ -220,7 +221,7 @@ def _standard_library() -> str:
     files = [file for file in root.rglob("*.py") if not _NOT_LIBRARY & set(file.relative_to(root).parts)]
     if not files:
         raise ValueError(f"this Python has no library source in {root}; name a text file with --data")
-    # A fixed shuffle: neighbours in the alphabet are alike, and the end of the text is what is held out.
+    # A fixed shuffle: files with similar names are alike, and the end of the text is held out.
     files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
     return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 

@@ -15,7 +15,7 @@ MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "stride
 
 @dataclass(frozen=True)
 class ComparedMaskOptions(MaskOptions):
-    """Select the masks; the first one is what the others are compared with."""
+    """Select the masks; all are compared with the first one."""
 
     mask: list[str] = option([], "a mask, e.g. 'window:256|sinks:4'; repeatable; by default six common ones")
 
