@@ -1,7 +1,7 @@
 """The Transformers side: patching, positions, saving and loading, checks."""
 
-from .api import patch_model, patched, unpatch_model
-from .base_model.architecture import positions_of, shape_of
+from .api import cache_with_prefix, patch_model, patched, unpatch_model
+from .base_model.architecture import positions_of, pretrained, shape_of
 from .base_model.limits import check_fits, learned_positions, vocabulary_of
 from .base_model.modes import evaluating
 from .base_model.sharing import sharing_weights
@@ -9,11 +9,11 @@ from .checking.effective import effective_mask, effective_weights
 from .checking.generation import check_generation
 from .checking.model import check_model
 from .checking.report import CheckReport, CheckRow
-from .features import is_learned, mask_penalties
-from .forward.marks import cache_with_prefix
+from .features import mask_penalties
 from .loading.outline import outline
 from .patching.label import label_of
-from .patching.record import layer_masks, pretrained, settings_of
+from .patching.layer_mask import is_learned
+from .patching.record import layer_masks, settings_of
 from .pretrained import base_model_of, from_pretrained, load
 
 __all__ = [

@@ -10,12 +10,13 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .api import patch_model, require_checks
-from .features import is_learned
+from .base_model.architecture import count_layers
 from .loading import adapter_folder
 from .loading.adapter_folder import Adapter
 from .loading.learned_weights import learned_parameters, load_learned, require_learned
 from .patching import config as mask_config
 from .patching.config import KEY, Settings
+from .patching.layer_mask import is_learned
 from .patching.record import find_patch
 
 logger = logging.getLogger("hf_masking")
@@ -105,7 +106,7 @@ def _load_adapter(adapter: Adapter, backend: str, auto_class: Any, kwargs: dict[
     model = _load_model(adapter.base, backend, auto_class, of_base, adapter.weights)
     if adapter.entry is not None:
         learned = {id(parameter) for _, parameter in learned_parameters(model)}
-        _patch(model, Settings.from_json(adapter.entry, mask_config.count_layers(model.config)), backend)
+        _patch(model, Settings.from_json(adapter.entry, count_layers(model.config)), backend)
         fresh = [name for name, parameter in learned_parameters(model) if id(parameter) not in learned]
         require_learned(fresh, adapter.weights, adapter.path)
     whole: PreTrainedModel = adapter.around(model, **of_adapter)

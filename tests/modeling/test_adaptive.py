@@ -19,8 +19,9 @@ from hf_masking import (
     patched,
     unpatch_model,
 )
-from hf_masking.modeling import batch, is_learned
+from hf_masking.modeling import is_learned
 from hf_masking.modeling.caching import layer as cache_layer
+from hf_masking.modeling.features import current_features
 
 from ..attention.test_blockwise import LargestTensor
 from .families import CONFIGS, build
@@ -274,7 +275,7 @@ def test_nothing_is_left_behind_by_a_call_that_fails(monkeypatch):
         broken.setattr("hf_masking.modeling.forward.interface.masked_attention", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(tokens(1, 9))
-    assert batch.features() == ()
+    assert current_features() == ()
 
 
 def test_a_plain_load_says_that_something_is_missing(tmp_path):

@@ -25,8 +25,8 @@ from hf_masking import (
     patch_model,
     patched,
 )
-from hf_masking.modeling import batch, is_learned
-from hf_masking.modeling.features import _tell_once
+from hf_masking.modeling import is_learned, running
+from hf_masking.modeling.features import _warn_once
 
 from .families import build
 from .test_adaptive import learn, model_of, tokens
@@ -125,7 +125,7 @@ def test_penalties_are_collected_in_evaluation_mode_too():
 @pytest.mark.parametrize("cause", ["reentrant", "frozen"])
 def test_penalties_that_cannot_be_collected_are_told(cause, caplog):
     model = model_of("llama", "adaptive_span:max=20").train()
-    _tell_once.cache_clear()
+    _warn_once.cache_clear()
     if cause == "frozen":
         model.requires_grad_(False)
     off = torch.no_grad() if cause == "reentrant" else contextlib.nullcontext()
@@ -269,7 +269,7 @@ def interrupt(*_, **__):
 @pytest.mark.parametrize("other", ["itself", "a static mask"])
 def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monkeypatch):
     """torch runs the hooks that clean up after an Exception, and not after Ctrl-C in a notebook."""
-    monkeypatch.setattr(batch, "_stack", batch._Stack())
+    monkeypatch.setattr(running, "_here", running._Here())
     model = model_of("llama", "relevance:rank=3|sinks:1")
     then = model if other == "itself" else patch_model(build("qwen3"), "window:4", check=False)
     with torch.no_grad():
@@ -293,7 +293,7 @@ def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monk
     torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-4, rtol=0)
     assert all((layer.features is None) == (then is not model) for layer in cache.layers)
     # Of a recomputation nobody knows that it has ended, until its model runs again.
-    assert bool(batch._stack.calls) == (then is not model and where == "recomputation")
+    assert bool(running._here.calls) == (then is not model and where == "recomputation")
 
 
 def test_features_without_a_mask_that_reads_them_are_refused():

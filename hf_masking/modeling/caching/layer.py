@@ -22,14 +22,15 @@ from transformers.cache_utils import (
 
 from ...adaptive import TopBlocks
 from ...masks import MaskExpression
-from ..batch import Batch, current
+from .. import running
 from ..features import key_features
 from ..in_graph import EVICTS, refuse_if
+from ..running import Running
 from .block_summaries import BlockSummaries
+from .record import record_of
 
 # So many last tokens can be taken back (assisted decoding does), whatever has been dropped.
 ROLLBACK = 64
-_FILLED = "hf_masking_filled"  # the attribute of a cache that patched models have filled
 _ORDINARY = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -93,36 +94,36 @@ class MaskedLayer(DynamicLayer):
         """Appends the keys and values of new tokens ``[B, H, n, D]``; returns all that are kept, these included."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        batch, kept, new = current(), len(self.columns), key_states.shape[2]
-        self._check(batch)
+        call, kept, new = running.current(), len(self.columns), key_states.shape[2]
+        self._check(call)
         states = {"_keys": key_states, "_values": value_states}
         if (read := key_features()) is not None:
             self._features = read[:, :, :0] if self._features is None else self._features
             states["_features"] = read
         if torch.is_grad_enabled():
             # Written in place, earlier steps could not be differentiated.
-            kept = self._make_room(batch, 0)
+            kept = self._make_room(call, 0)
             for name, state in states.items():
                 setattr(self, name, torch.cat([getattr(self, name)[:, :, :kept], state], dim=2))
         else:
             # What was made in inference mode may not be written to outside of it.
             closed = self._keys.is_inference() and not torch.is_inference_mode_enabled()
             if closed or kept + new > self._keys.shape[2]:
-                kept = self._make_room(batch, new)
+                kept = self._make_room(call, new)
             for name, state in states.items():
                 getattr(self, name)[:, :, kept : kept + new] = state
         self.columns = torch.cat([self.columns, torch.arange(self.seen, self.seen + new, device=self.device)])
         self.seen += new
-        if batch is not None:
-            self.marked = max(self.marked, batch.marked)
+        if call is not None:
+            self.marked = max(self.marked, call.batch.marked)
         return self._keys[:, :, : kept + new], self._values[:, :, : kept + new]
 
-    def _make_room(self, batch: Batch | None, new: int) -> int:
+    def _make_room(self, call: Running | None, new: int) -> int:
         """Drops what nobody reads and moves the rest to where ``new`` columns fit behind it; returns how many are left.
 
         Spare room is a share of what is kept, so that a column is moved a bounded number of times for each new one.
         """
-        live = self._live(batch)
+        live = self._live(call)
         kept = len(self.columns) if live is None else len(live)
         spare = kept // 4 if live is None else max(1, kept // 128)
         for name, states in self._states().items():
@@ -137,21 +138,22 @@ class MaskedLayer(DynamicLayer):
         states = {name: getattr(self, name) for name in ("_keys", "_values", "_features")}
         return {name: state for name, state in states.items() if state is not None}
 
-    def _live(self, batch: Batch | None) -> Tensor | None:
+    def _live(self, call: Running | None) -> Tensor | None:
         """The indices of the columns that some query can still read, the last `ROLLBACK` taken back; None for all."""
         first = max(0, self.seen - ROLLBACK)
-        if batch is None or batch.packed or self.reads is None or not first:
+        if call is None or call.batch.packed or self.reads is None or not first:
             return None
-        indices = batch.readable(self.reads, self.columns, first)
+        indices = call.readable(self.reads, self.columns, first)
         if len(indices) == len(self.columns):
             return None
         if first > self.floor:
-            self.floor, self._real = first, (first, batch.count(first))
+            self.floor, self._real = first, (first, call.count(first))
         return indices
 
-    def _check(self, batch: Batch | None) -> None:
+    def _check(self, call: Running | None) -> None:
         """Refuses to go on where that would be silently wrong."""
-        masked = batch is not None and batch.cache is not None and any(layer is self for layer in batch.cache.layers)
+        cache = None if call is None else call.batch.cache
+        masked = cache is not None and any(layer is self for layer in cache.layers)
         if self.seen and masked != self.masked:
             # Also where nothing has been dropped: from the second layer on the keys are those of another function.
             raise ValueError(
@@ -161,16 +163,16 @@ class MaskedLayer(DynamicLayer):
                 else f"this cache holds {self.seen} tokens that no patched model has read; start with an empty cache"
             )
         self.masked = masked
-        if batch is None:
+        if call is None:
             return
-        if batch.cache is not None and self.seen != batch.seen:
+        if cache is not None and self.seen != call.batch.seen:
             raise ValueError(
-                f"a call that failed has left this cache half updated ({self.seen} tokens here, {batch.seen} in its "
-                "first layer); start with an empty cache"
+                f"a call that failed has left this cache half updated ({self.seen} tokens here, {call.batch.seen} "
+                "in its first layer); start with an empty cache"
             )
         if self._real is None:
             return
-        count = batch.count(self._real[0])
+        count = call.count(self._real[0])
         if not bool((count == self._real[1].to(count.device)).all()):
             raise ValueError(
                 "attention_mask says something else of the cached tokens than before, and keys have been dropped by "
@@ -193,7 +195,7 @@ class MaskedLayer(DynamicLayer):
         spread = probabilities.new_zeros(*probabilities.shape[:-1], self.seen)
         return spread.index_copy(-1, self.columns, probabilities)
 
-    def block_summaries(self, leaf: TopBlocks, batch: Batch) -> Tensor:
+    def block_summaries(self, leaf: TopBlocks, call: Running) -> Tensor:
         """The summaries of the blocks of keys that are complete, ``[B, Hkv, blocks, s]``."""
         if self._summaries is None or self._summaries.leaf != leaf:
             self._summaries = BlockSummaries(leaf)
@@ -201,13 +203,13 @@ class MaskedLayer(DynamicLayer):
         assert keys is not None
 
         def counts(tokens: int) -> list[int]:
-            found = batch.count(tokens).tolist()
+            found = call.count(tokens).tolist()
             return found * (len(keys) // len(found))
 
         if not self._summaries.are_of(counts):
             # attention_mask says something else of the cached tokens than before: the blocks are others.
             self._summaries = BlockSummaries(leaf)
-        return self._summaries.update(keys, batch.positions(self.columns), self.seen, counts(self.seen))
+        return self._summaries.update(keys, call.batch.positions(self.columns), self.seen, counts(self.seen))
 
     @property
     def held_bytes(self) -> int:
@@ -308,7 +310,7 @@ def adopt(cache: Cache, content: bool = False) -> bool:
         raise ValueError("a quantized cache changes the keys, so what it gives is not exact; use the default cache")
     if not isinstance(cache, DynamicCache):
         _refuse_foreign(cache)
-        mark_filled(cache)
+        record_of(cache).filled = True
         return False
     if cache.get_seq_length():
         _refuse_foreign(cache)
@@ -322,13 +324,13 @@ def adopt(cache: Cache, content: bool = False) -> bool:
     else:
         # Layers with a recurrent state beside: these stay as they are.
         _replace(cache, (DynamicSlidingWindowLayer,), DynamicLayer)
-    mark_filled(cache)
+    record_of(cache).filled = True
     layers = [*map(type, cache.layers), cache.layer_class_to_replicate or MaskedLayer]
     return all(layer is MaskedLayer for layer in layers)
 
 
 def _refuse_foreign(cache: Cache) -> None:
-    if not getattr(cache, _FILLED, False):
+    if not record_of(cache).filled:
         seen = torch.as_tensor(cache.get_seq_length())  # a static cache counts its tokens on the device
         count = "" if torch.compiler.is_compiling() else f"{int(seen)} "
         refuse_if(
@@ -341,11 +343,6 @@ def _refuse_foreign(cache: Cache) -> None:
 def self_attention_cache(cache: Cache | None) -> Cache | None:
     """Return the part of a cache that holds a decoder's own keys, which is all of it but where encoders have some."""
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-
-
-def mark_filled(cache: Cache) -> None:
-    """Remembers that a patched model has put into the cache what it holds."""
-    setattr(cache, _FILLED, True)
 
 
 def _replace(cache: Cache, old: tuple[type, ...], new: type) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from ...masks import MaskExpression
-from ..api import patch_model, unpatch_model
-from ..base_model.architecture import positions_of
+from ..api import cache_with_prefix, patch_model, unpatch_model
+from ..base_model.architecture import positions_of, pretrained
 from ..base_model.modes import evaluating
 from ..caching.layer import ROLLBACK
 from ..forward.interface import recording
-from ..forward.marks import Asks, cache_with_prefix
-from ..patching.record import layer_masks, pretrained
+from ..forward.marks import Asks
+from ..patching.record import layer_masks
 from .readout import Readout
 from .refusals import reason
 from .report import CheckReport, CheckRow

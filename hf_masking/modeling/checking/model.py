@@ -19,15 +19,14 @@ from ...attention import masked_attention
 from ...errors import FailedCheckError
 from ...masks import MaskExpression
 from ...spec import parse_mask
-from ..base_model.architecture import positions_of
+from ..base_model.architecture import count_layers, positions_of, pretrained
 from ..base_model.modes import evaluating
 from ..base_model.placement import require_weights
-from ..forward import interface
-from ..forward.interface import Call, LayerMask, recording
+from ..forward.interface import Call, recording
 from ..forward.marks import Asks
-from ..patching import config as mask_config
 from ..patching.config import Settings
-from ..patching.record import find_patch, pretrained
+from ..patching.layer_mask import LayerMask, attach, attached
+from ..patching.record import find_patch
 from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
 from .readout import Readout
 from .refusals import explained, refuse_not_finite
@@ -77,7 +76,7 @@ class _Probe:
         config = pretrained(model).config
         if (positions := positions_of(config)) < LENGTH:
             raise FailedCheckError(f"the checks need {LENGTH} positions and the model has {positions}")
-        self.n_layers = mask_config.count_layers(config)
+        self.n_layers = count_layers(config)
         self.read = Readout(model)
         self.tokens = self.read.draw(1, LENGTH, seed=0)
         self.marks = Asks.of(wanted.masks(self.n_layers)).spans
@@ -251,14 +250,14 @@ def _reach(layers: Sequence[Tensor]) -> Tensor:
 @contextmanager
 def _layers(model: nn.Module, change: Callable[[int, LayerMask], LayerMask]) -> Iterator[None]:
     """What is attached to the layers, changed for the length of a with block."""
-    held = [(module, mask) for module in model.modules() if (mask := interface.attached(module)) is not None]
+    held = [(module, mask) for module in model.modules() if (mask := attached(module)) is not None]
     for module, layer_mask in held:
-        interface.attach(module, change(vars(module)["layer_idx"], layer_mask))
+        attach(module, change(vars(module)["layer_idx"], layer_mask))
     try:
         yield
     finally:
         for module, layer_mask in held:
-            interface.attach(module, layer_mask)
+            attach(module, layer_mask)
 
 
 def _masks(model: nn.Module, masks: dict[int, MaskExpression], default: MaskExpression) -> AbstractContextManager[None]:

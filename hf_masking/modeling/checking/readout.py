@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FailedCheckError, UnsupportedModelError
+from ..base_model.architecture import pretrained
 from ..base_model.placement import device_of
-from ..patching.record import pretrained
 
 
 class Readout:

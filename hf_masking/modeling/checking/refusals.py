@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
-from ..base_model.sharing import sharing_weights
+from ..patching.apply import unpatched_copy
 from .readout import Readout
 
 _TORCH, _PLUGIN = Path(torch.__file__).parent, Path(__file__).parents[2]
@@ -51,9 +51,7 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
     Parameters:
         tokens: ``[B, N]``, of which the model under its mask says what is not finite.
     """
-    from ..api import unpatch_model  # which runs these checks itself
-
-    read = Readout(unpatch_model(sharing_weights(model)))
+    read = Readout(unpatched_copy(model))
     for name, weights in model.named_parameters():
         if weights.is_floating_point() and not weights.is_meta and not bool(weights.isfinite().all()):
             raise UnsupportedModelError(f"the weights of {read.name} are not finite: {name}")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..base_model.sharing import sharing_weights
 from ..forward.interface import Call
+from ..patching.apply import unpatched_copy
 from ..patching.record import layer_masks
 from .readout import Readout
 
@@ -56,9 +56,7 @@ class Rounding:
     @functools.cached_property
     def unpatched(self) -> float:
         """How far cached decoding lies from recomputation in the model without its mask."""
-        from ..api import unpatch_model  # which runs these checks itself
-
-        read = Readout(unpatch_model(sharing_weights(self.model)))
+        read = Readout(unpatched_copy(self.model))
         found = []
         for pieces in self.texts:
             tokens = read.draw(2, sum(pieces), seed=0)

@@ -11,14 +11,14 @@ from transformers.cache_utils import Cache
 
 from ...plan.documents import PADDING, ids_from_padding, ids_from_position_ids, renumbered
 from ..batch import Batch
+from ..caching.record import record_of
 from ..in_graph import holds, refuse_if
 from .marks import Asks, check_ids, read_spans, refuse_spans
-from .mask_slot import is_handle
+from .mask_slot import is_slot
 
 # Where FlashAttention is told the documents of a flattened batch; collators for it pass all of them.
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that are for nobody behind the hook
-_PACKED = "hf_masking_packed"  # the attribute of a cache whose rows hold several documents
 
 
 def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, caches: bool, **beside: Any) -> Batch:
@@ -52,7 +52,7 @@ def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside:
     seen = _columns_before(length, arguments, new)
     real = _read_padding(attention_mask, rows, seen, new)
     ids = _read_document_ids(arguments.get("document_ids"), rows, seen, new)
-    if ids is None and seen and getattr(given, _PACKED, False):
+    if ids is None and seen and record_of(given).packed:
         raise ValueError(
             "this cache holds packed documents, so the document of a new token is unknown; "
             f"pass document_ids of shape [{rows}, {seen + new}] (cached and new tokens), or decode one document a row"
@@ -112,15 +112,10 @@ def _one_if_alike(rows: Tensor | None) -> Tensor | None:
     return rows if rows is None or not holds((rows == rows[:1]).all()) else rows[:1]
 
 
-def mark_packed(cache: Cache, packed: bool) -> None:
-    """Remembers whether the rows of the cache hold several documents."""
-    setattr(cache, _PACKED, packed)
-
-
 def _is_prepared(attention_mask: Any) -> bool:
     """Whether the mask slot holds our own handles already (`generate` prepares them before a compiled forward)."""
     values = list(attention_mask.values()) if isinstance(attention_mask, Mapping) else [attention_mask]
-    if all(value is None or is_handle(value) for value in values):
+    if all(value is None or is_slot(value) for value in values):
         return any(value is not None for value in values)
     for value in values:
         if isinstance(value, Tensor) and value.ndim == 2 and value is attention_mask:

@@ -1,4 +1,4 @@
-"""The hooks that a patched model runs around every forward of itself and of the models inside it."""
+"""The hooks around every forward of a patched model, and of the models inside it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .. import batch
-from ..caching.layer import adopt, mark_filled, new_cache, self_attention_cache
+from .. import running
+from ..caching.layer import adopt, new_cache, self_attention_cache
+from ..caching.record import record_of
 from ..patching.config import KEY
-from .arguments import OWN, mark_packed, read
+from .arguments import OWN, read
 from .interface import HARMLESS
 from .marks import Asks
 
@@ -28,17 +29,19 @@ def enter(
     lookahead: int,
     asks: Asks,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: reads the batch, adopts the cache, takes the plugin's own arguments out.
+    """Forward pre-hook: read the batch, adopt the cache, and take out the arguments that the model does not know.
 
     Parameters:
-        names: those of the arguments of the module's forward, in order.
-        lookahead: the greatest one of the model's masks, outside of marked spans.
-        asks: what the masks ask of a batch.
+        names: of the parameters of the module's forward, in order.
+        lookahead: the greatest one of the model's masks, outside marked spans.
+        asks: what the masks need to know about a batch.
     """
-    running = batch.around(module)
+    outer = running.around(module)
     arguments = dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs
     _refuse_encoder_states(module, arguments)
-    if running is None:
+    # Torch calls this hook from the frame that then runs the module.
+    frame = None if torch.compiler.is_compiling() else getattr(inspect.currentframe(), "f_back", None)
+    if outer is None:
         _refuse_another_implementation(module)
         kwargs = {name: value for name, value in kwargs.items() if name not in OWN}
         _refuse_generation(arguments, lookahead)
@@ -49,36 +52,35 @@ def enter(
             "attentions": _wants_attentions(module, arguments),
             "for_loss": _for_loss(module, names, kwargs),
         }
-        running = read(arguments, adopted, asks, caches=cache is not None, **beside)
+        running.push(module, read(arguments, adopted, asks, caches=cache is not None, **beside), frame)
         if cache is not arguments.get("past_key_values"):
             place = names.index("past_key_values")
             if place < len(args):
                 args = (*args[:place], cache, *args[place + 1 :])
             else:
                 kwargs["past_key_values"] = cache
-    elif running.for_loss:
-        kwargs = {name: value for name, value in kwargs.items() if name not in running.for_loss}
-    # Torch calls this hook from the frame that then runs the module.
-    frame = None if torch.compiler.is_compiling() else getattr(inspect.currentframe(), "f_back", None)
-    batch.push(module, running, frame=frame)
+    else:
+        kwargs = {name: value for name, value in kwargs.items() if name not in outer.batch.for_loss}
+        running.push_inner(outer, module, (), frame)
     return args, kwargs
 
 
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook that runs also after an exception."""
-    left = batch.pop(module)
+    """Forward hook, which runs after an exception, too: end the call, and note what its cache holds."""
+    left = running.pop(module)
     if left is None:
         return
     returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     for value in (*kwargs.values(), *returned):
         if isinstance(value, Cache):
-            mark_filled(value)
+            record = record_of(value)
+            record.filled = True
             if left.packed is not None:
-                mark_packed(value, left.packed)
+                record.packed = left.packed
 
 
 def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) -> Cache | None:
-    """The cache that was given, or the one that the model would make itself."""
+    """Return the cache that was given, or the one that the model would make itself."""
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
     if cache is not None:
         return cache
@@ -96,7 +98,7 @@ def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> 
 
 
 def _for_loss(module: PreTrainedModel, names: Sequence[str], kwargs: Mapping[str, Any]) -> frozenset[str]:
-    """What the model's loss takes of the arguments that its forward hands on, which it does to its attentions, too."""
+    """Return the arguments that the model's forward passes on for its loss, which reach its attention as well."""
     extra = kwargs.keys() - set(names) - HARMLESS
     if not extra or "labels" not in names:
         return frozenset()
@@ -112,7 +114,7 @@ def _refuse_encoder_states(module: PreTrainedModel, arguments: Mapping[str, Any]
 
 
 def _refuse_another_implementation(module: PreTrainedModel) -> None:
-    """`set_attn_implementation` on a patched model would leave a model that silently attends to everything."""
+    """Refuse a patched model whose attention was switched by `set_attn_implementation`: it would ignore its mask."""
     implementation = module.config.get_text_config()._attn_implementation
     if implementation != KEY:
         raise ValueError(

@@ -1,11 +1,10 @@
-"""The two functions that Transformers calls: one makes the batch's handle, the other attends under a layer's mask."""
+"""The attention function that Transformers calls: it attends under the mask of the calling layer."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import operator
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,30 +12,26 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface
 
 from ...adaptive import Features
 from ...attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
 from ...masks import Causal, MaskExpression
 from ...plan import Documents
-from .. import batch
-from ..base_model.own_window import OwnWindow
+from .. import running
 from ..caching.layer import MaskedLayer, layer_of
-from ..features import with_keys
+from ..features import current_features, with_keys
 from ..in_graph import ADAPTS, EVICTS
-from ..patching.config import KEY as IMPLEMENTATION
+from ..patching.config import KEY
+from ..patching.layer_mask import LayerMask, attached, is_cross_attention
 from . import mask_slot
 
 logger = logging.getLogger("hf_masking")
 
-_LAYER = "hf_masking_layer"  # the attribute of an attention module that holds its LayerMask
-_DECODED = "hf_masking_documents"  # the attribute of a handle that keeps what it says
-# The attribute of a handle whose forward wants attention probabilities. Gradient checkpointing runs layers again when
-# that forward is over, and must find the same.
-_ATTENTIONS = "hf_masking_attentions"
+_CALLS = "attention calls"  # what `recording` observes
 
-# Keyword arguments that reach an attention function and do not touch the scores; what the loss takes is taken out by
-# the hooks before.
+# Keyword arguments that reach an attention function and do not change the scores. The hooks have taken out those of the
+# loss before.
 HARMLESS = {
     "cache_position",
     "is_causal",
@@ -53,43 +48,12 @@ HARMLESS = {
 
 
 @dataclass(frozen=True)
-class LayerMask:
-    """The mask of one layer, and whether the window that the model has itself is set aside."""
-
-    mask: MaskExpression
-    backend: str = "auto"
-    replace_model_window: bool = False
-
-    def under(self, sliding_window: int | None) -> MaskExpression:
-        """Return the mask as it is in a layer with such a window of the model's own."""
-        if not sliding_window or self.replace_model_window:
-            return self.mask
-        return self.mask & OwnWindow(sliding_window)
-
-
-def attach(module: nn.Module, layer_mask: LayerMask) -> None:
-    setattr(module, _LAYER, layer_mask)
-
-
-def detach(module: nn.Module) -> None:
-    if hasattr(module, _LAYER):
-        delattr(module, _LAYER)
-
-
-def attached(module: nn.Module) -> LayerMask | None:
-    return getattr(module, _LAYER, None)
-
-
-def is_cross_attention(module: nn.Module) -> bool:
-    """Whether an attention module reads the keys of an encoder (models say so in their own ways)."""
-    return bool(getattr(module, "is_cross_attention", False)) or "CrossAttention" in type(module).__name__
-
-
-@dataclass(frozen=True)
 class Call:
-    """One call of a layer's attention: its own mask, the mask it ran under (with the model's window), and on what.
+    """One call of a layer's attention.
 
-    query, key, value: ``[B, heads, length, head size]``; features: what a mask that looks at the content has read.
+    own, mask: the layer's mask, and the mask it ran under, which the model's own window may clip.
+    query, key, value: ``[B, heads, length, head size]``.
+    features: those of an adaptive mask.
     """
 
     layer: int
@@ -102,52 +66,11 @@ class Call:
     features: tuple[Features, ...]
 
 
-class _Recorder(threading.local):
-    def __init__(self) -> None:
-        self.calls: list[Call] | None = None
-
-
-_recorder = _Recorder()
-
-
 @contextmanager
 def recording() -> Iterator[list[Call]]:
-    """Collects every attention call of this thread."""
-    _recorder.calls, before = [], _recorder.calls
-    try:
-        yield _recorder.calls
-    finally:
-        _recorder.calls = before
-
-
-def describe_batch(
-    *,
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
-    attention_mask: Tensor | None = None,
-    device: torch.device | str = "cpu",
-    config: PreTrainedConfig | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """The mask function: positions and documents of queries and keys, in a tensor of O(N)."""
-    if kv_offset and getattr(config, IMPLEMENTATION, {}).get("replace_model_window"):
-        raise ValueError(
-            "a static cache keeps no more than the model's own window, which replace_model_window=True sets aside; "
-            "use the default cache"
-        )
-    running, compiling = batch.current(), torch.compiler.is_compiling()
-    evicts = running is not None and running.cache is not None
-    documents = batch.documents_outside if compiling and evicts else batch.documents
-    encoded = mask_slot.encode(documents(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
-    if running is None:
-        # `generate` asks ahead of a forward that it compiles: of one shape, whether prompts are padded or not.
-        return encoded.expand(batch_size, -1, -1, -1)
-    if running.attentions and not compiling:
-        setattr(encoded, _ATTENTIONS, True)
-    return encoded
+    """Collect every attention call of this thread."""
+    with running.observing(_CALLS) as calls:
+        yield calls
 
 
 def attend(
@@ -163,7 +86,7 @@ def attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function: the output ``[B, Nq, Hq, Dv]``, and the attention probabilities if they are wanted."""
+    """Return the output ``[B, N, H, Dv]``, and the attention probabilities if the caller wants them."""
     layer_mask = attached(module)
     if layer_mask is None:
         _refuse_without_mask(module)
@@ -198,13 +121,13 @@ def _attend(
     if cached is not None:
         cached.bind(mask, reads if takes_gaps(layer_mask.backend) else None)
     documents = _documents(module, slot, reads, cached, query.shape[2], key.shape[2])
-    if _recorder.calls is not None:
+    if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
-        _recorder.calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
+        calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
     described: dict[str, Any] = options | {"features": features}
     probabilities = None
     if _wants_attentions(slot):
-        tell_the_price_once()
+        warn_of_dense_attention_once()
         output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **described)
         probabilities = probabilities if cached is None else cached.over_all_columns(probabilities)
     else:
@@ -223,11 +146,11 @@ def _attend_compiled(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     name = _name_of(layer_mask, sliding_window)
-    running = batch.current()
-    asked = _recorder.calls is not None or (running is not None and running.attentions)
+    batch = running.current_batch()
+    asked = running.observer(_CALLS) is not None or (batch is not None and batch.attentions)
     if name is None or _cache_layer(module) is not None or asked:
         return _attend_outside(module, query, key, value, slot, layer_mask, sliding_window, options)
-    if slot is None or not mask_slot.is_handle(slot, query.shape[2] + key.shape[2]):
+    if slot is None or not mask_slot.is_slot(slot, query.shape[2] + key.shape[2]):
         raise _without_positions(module, slot, query.shape[2], key.shape[2])
     return compiled.attend(query, key, value, name, slot[:, 0], backend=layer_mask.backend, **options), None
 
@@ -237,17 +160,17 @@ _attend_outside = torch.compiler.disable(_attend, reason=f"{EVICTS}; {ADAPTS}")
 
 @torch.compiler.assume_constant_result
 def _name_of(layer_mask: LayerMask, sliding_window: int | None) -> str | None:
-    """What a compiled graph calls the mask of a layer; None for an adaptive one, which it does not compute."""
+    """Return what a compiled graph calls the mask of a layer; None for an adaptive one, which no graph computes."""
     return name_of(layer_mask.under(sliding_window))
 
 
 def _wants_attentions(slot: Tensor | None) -> bool:
-    running = batch.current()
-    return getattr(slot, _ATTENTIONS, False) or (running is not None and running.attentions)
+    batch = running.current_batch()
+    return mask_slot.wants_attentions(slot) or (batch is not None and batch.attentions)
 
 
 @functools.lru_cache
-def tell_the_price_once() -> None:
+def warn_of_dense_attention_once() -> None:
     logger.warning(
         "output_attentions=True: each call that asks for attention probabilities runs dense attention, quadratic in "
         "time and memory"
@@ -255,24 +178,27 @@ def tell_the_price_once() -> None:
 
 
 def _cache_layer(module: nn.Module) -> MaskedLayer | None:
-    running = batch.current()
-    return None if running is None else layer_of(running.cache, module)
+    batch = running.current_batch()
+    return None if batch is None else layer_of(batch.cache, module)
 
 
 def _content(
-    mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int
+    mask: MaskExpression,
+    cached: MaskedLayer | None,
+    n_queries: int,
+    n_keys: int,
 ) -> tuple[tuple[Features, ...], MaskExpression]:
-    """What the leaves of a mask that looks at the content have read, and the keys that later queries may read."""
+    """Return the features of an adaptive mask, and a static mask of the keys that later queries may read."""
     features = _features(mask, cached, n_queries, n_keys)
     return features, _reads(mask, features)
 
 
 def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
-    """Of all queries and keys."""
-    features, running = batch.features(), batch.current()
-    if n_queries == 1 and cached is not None and running is not None and not running.packed:
+    """Return the features of all queries and keys."""
+    features, call = current_features(), running.current()
+    if n_queries == 1 and cached is not None and call is not None and not call.batch.packed:
         features = tuple(
-            replace(one, summaries=cached.block_summaries(leaf, running)) if leaf.selects else one
+            replace(one, summaries=cached.block_summaries(leaf, call)) if leaf.selects else one
             for leaf, one in zip(mask.leaves, features, strict=True)
         )
     if all(one.key is None for one in features) or n_queries == n_keys:
@@ -285,7 +211,7 @@ def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, 
 
 
 def _reads(mask: MaskExpression, features: Sequence[Features]) -> MaskExpression:
-    """As a static mask."""
+    """Return a static mask of the keys that later queries may read."""
     graded = mask.normal_form()
     if any(leaf.selects for leaf in graded.leaves):
         # Every block is scored, also where an intersection then leaves it out.
@@ -304,18 +230,13 @@ def _documents(
     n_queries: int,
     n_keys: int,
 ) -> Documents:
-    """What the mask slot says, or, of keys that are cached already, the cache."""
-    running = batch.current()
-    if slot is not None and mask_slot.is_handle(slot, n_queries + n_keys):
-        # All layers of a forward are handed the same tensor: where its documents stand is worked out once.
-        documents: Documents | None = getattr(slot, _DECODED, None)
-        if documents is None:
-            documents = mask_slot.decode(slot, n_keys)
-            setattr(slot, _DECODED, documents)
-        return documents
-    described = running is not None and running.new == n_queries and mask_slot.is_handle(slot, n_queries)
-    if running is not None and described and cached is not None and len(cached.columns) == n_keys:
-        return running.kept(mask, cached.columns)
+    """Return the documents in the mask slot; where a cache holds earlier keys, those of the keys that it retains."""
+    if slot is not None and mask_slot.is_slot(slot, n_queries + n_keys):
+        return mask_slot.decode(slot, n_keys)
+    call = running.current()
+    described = call is not None and call.batch.new == n_queries and mask_slot.is_slot(slot, n_queries)
+    if call is not None and described and cached is not None and len(cached.columns) == n_keys:
+        return call.retained(mask, cached.columns)
     raise _without_positions(module, slot, n_queries, n_keys)
 
 
@@ -334,7 +255,7 @@ def _refuse_without_mask(module: nn.Module) -> NoReturn:
             f"{type(module).__name__} is a cross-attention, for which masks are not defined; unpatch_model(model) first"
         )
     raise ValueError(
-        f"{type(module).__name__} runs on attn_implementation={IMPLEMENTATION!r} but has no mask; call "
+        f"{type(module).__name__} runs on attn_implementation={KEY!r} but has no mask; call "
         "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
         "or load with attn_implementation='sdpa' for full attention; encoders beside a patched decoder are not "
         "supported"
@@ -355,5 +276,4 @@ def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
         )
 
 
-AttentionInterface.register(IMPLEMENTATION, attend)
-AttentionMaskInterface.register(IMPLEMENTATION, describe_batch)
+AttentionInterface.register(KEY, attend)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from ...masks import MaskExpression
 from ...plan.documents import PADDING, renumbered
-from ..patching.record import layer_masks, pretrained
-
-_SAID = "hf_masking_spans"  # the attribute of a cache that was made for given prefixes or spans
+from ..caching.record import record_of
 
 
 @dataclass(frozen=True)
@@ -40,30 +37,6 @@ class Asks:
             prefix_only=all(mask.needs <= {"prefix"} for mask in masks),
             content=any(mask.is_adaptive for mask in masks),
         )
-
-
-def cache_with_prefix(
-    model: nn.Module, lengths: Sequence[int] | Tensor | None = None, *, span_ids: Tensor | None = None
-) -> DynamicCache:
-    """An empty cache that says which tokens of the prompts are marked: ``generate(..., past_key_values=...)``.
-
-    Parameters:
-        model: a model under a mask with ``prefix`` or ``spans``.
-        lengths: number of real tokens in the prefix of each prompt ``[B]``.
-        span_ids: the marked span of each token of the prompts ``[B, tokens]``, negative for none.
-
-    The first call must have all tokens of a span, since they see each other both ways.
-
-    Raises:
-        ValueError: no mask of the model asks for it; not one of ``lengths`` and ``span_ids`` is given.
-    """
-    if not Asks.of(layer_masks(model)).spans:
-        raise ValueError("a prefix is for a mask that asks for it, such as patch_model(model, 'prefix|causal')")
-    if (lengths is None) == (span_ids is None):
-        raise ValueError("give one of lengths and span_ids")
-    cache = DynamicCache(config=pretrained(model).config)
-    setattr(cache, _SAID, (lengths, span_ids))
-    return cache
 
 
 def check_ids(name: str, ids: Tensor, rows: int, tokens: int) -> None:
@@ -118,7 +91,10 @@ def _said_elsewhere(
     arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, rows: int, new: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Lengths and span ids that the cache was made for; in the first call of `generate` the prompt is the prefix."""
-    lengths, span_ids = getattr(arguments.get("past_key_values"), _SAID, (None, None))
+    lengths, span_ids = None, None
+    cache = arguments.get("past_key_values")
+    if isinstance(cache, Cache):
+        lengths, span_ids = record_of(cache).marks
     # `generate` repeats each prompt for its beams or its return sequences.
     if lengths is not None:
         lengths = torch.as_tensor(lengths).reshape(-1)

@@ -1,27 +1,65 @@
 """The tensor that travels through Transformers' mask slot in place of a dense mask.
 
 int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries; where spans are marked a
-third row says of each key in which. O(N), four-dimensional so that Transformers passes it through untouched, integer
-so that another attention implementation refuses it. Where a cache knows its keys itself, K is 0.
+third row has the span of each key. It is O(N), four-dimensional so that Transformers passes it on unchanged, and of
+integers so that another attention implementation refuses it. Where the layers of a cache know their keys, K is 0.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...plan import Documents
 
+_ATTRIBUTE = "hf_masking"  # the attribute of such a tensor that holds its SlotRecord
+
+
+@dataclass
+class SlotRecord:
+    """What the layers of a forward share through the tensor that all of them get.
+
+    documents: the decoded tensor.
+    attentions: the caller wants attention probabilities; layers that gradient checkpointing runs again want them, too.
+    """
+
+    documents: Documents | None = None
+    attentions: bool = False
+
 
 def encode(documents: Documents) -> Tensor:
+    """Return the tensor for documents."""
     return documents.encode()[:, None]
 
 
-def decode(handle: Tensor, n_keys: int) -> Documents:
-    return Documents.decode(handle[:, 0], n_keys)
+def decode(slot: Tensor, n_keys: int) -> Documents:
+    """Return the documents in a tensor, decoded once."""
+    record = record_of(slot)
+    if record.documents is None:
+        record.documents = Documents.decode(slot[:, 0], n_keys)
+    return record.documents
 
 
-def is_handle(value: object, length: int | None = None) -> bool:
-    """Whether ``value`` is such a tensor, of ``length`` queries and keys together if given."""
+def is_slot(value: object, length: int | None = None) -> bool:
+    """Return whether a value is such a tensor, with this number of queries and keys together if given."""
     if not isinstance(value, Tensor) or value.dtype != torch.int32 or value.ndim != 4:
         return False
-    # Compared one by one: `in` gives a compiler no answer about sizes that vary.
+    # Compared one by one: the compiler cannot answer `in` for sizes that vary.
     return value.shape[1] == 1 and 2 <= value.shape[2] <= 3 and (length is None or value.shape[3] == length)
+
+
+def record_of(slot: Tensor) -> SlotRecord:
+    """Return the record of such a tensor, which gets one if it has none."""
+    record: SlotRecord | None = getattr(slot, _ATTRIBUTE, None)
+    if record is None:
+        record = SlotRecord()
+        setattr(slot, _ATTRIBUTE, record)
+    return record
+
+
+def wants_attentions(slot: Tensor | None) -> bool:
+    """Return whether the forward that filled the slot wants attention probabilities."""
+    record: SlotRecord | None = getattr(slot, _ATTRIBUTE, None)
+    return record is not None and record.attentions

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..features import NAME, is_learned
+from ..patching.layer_mask import NAME, is_learned
 
 
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..features import NAME, is_learned
 from .config import KEY
+from .layer_mask import NAME, is_learned
 from .record import ATTRIBUTE, Patch
 
 logger = logging.getLogger("hf_masking")

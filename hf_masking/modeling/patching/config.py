@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ...masks import MaskExpression
 from ...spec import MAX_LENGTH, parse_mask
+from ..base_model.architecture import count_layers
 
 KEY = "hf_masking"  # the attribute of a config, and the key in config.json
 VERSION = 1
@@ -118,10 +119,6 @@ def _wrong(field_name: str, expected: str, got: Any) -> ValueError:
     return ValueError(
         f"the config's {KEY!r} entry is wrong in {field_name}: expected {expected}, got {reprlib.repr(got)}"
     )
-
-
-def count_layers(config: PreTrainedConfig) -> int:
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def write(config: PreTrainedConfig, settings: Settings) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..base_model.architecture import own_window, positions_of
+from ..base_model.architecture import count_layers, own_window, positions_of, pretrained
 from ..base_model.own_window import OwnWindow
-from .config import count_layers
-from .record import pretrained, settings_of
+from .record import settings_of
 
 
 def label_of(model: nn.Module) -> str:

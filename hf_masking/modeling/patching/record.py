@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ...adaptive import AdaptiveMask
-from ...errors import UnsupportedModelError
 from ...masks import MaskExpression
-from .config import Settings, count_layers
+from ..base_model.architecture import count_layers, pretrained
+from .config import Settings
 
 ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 
@@ -40,6 +40,11 @@ def find_patch(model: nn.Module) -> Patch | None:
     return next((vars(module)[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in vars(module)), None)
 
 
+def is_patched(model: nn.Module) -> bool:
+    """Return whether a model, or a model inside it, runs under a mask."""
+    return find_patch(model) is not None
+
+
 def settings_of(model: nn.Module) -> Settings:
     """The masks of a patched model, by layer; raises a ValueError if it is not patched."""
     patch = find_patch(model)
@@ -52,17 +57,3 @@ def layer_masks(model: nn.Module) -> list[MaskExpression]:
     """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
     patch = find_patch(model)
     return [] if patch is None else patch.settings.masks(count_layers(pretrained(model).config))
-
-
-def pretrained(model: nn.Module) -> PreTrainedModel:
-    """The Transformers model in a wrapper (or the model itself), if it is one whose kind can be patched."""
-    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if found is None:
-        raise UnsupportedModelError(f"expected a Transformers model (PreTrainedModel), got {type(model).__name__}")
-    if found.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{type(found).__name__} is an encoder-decoder; only decoders can be patched")
-    if getattr(found.config.get_text_config(), "attention_chunk_size", None):
-        raise UnsupportedModelError(f"{type(found).__name__} has chunked attention layers, which are not supported")
-    if getattr(found.config.get_text_config(), "num_kv_shared_layers", 0):
-        raise UnsupportedModelError(f"{type(found).__name__} has layers that share keys, which are not supported")
-    return found

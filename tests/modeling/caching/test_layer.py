@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_masking import parse_mask
 from hf_masking.attention import BACKENDS
-from hf_masking.modeling import batch, patch_model, patched, unpatch_model
+from hf_masking.modeling import patch_model, patched, running, unpatch_model
 from hf_masking.modeling.batch import Batch
 from hf_masking.modeling.caching import layer as cache_layer
 from hf_masking.modeling.caching.layer import MaskedLayer
@@ -249,13 +249,13 @@ class Run:
         states = (columns[None, :] + 1000 * self.rows[:, None].float())[:, None, :, None]
         stacked = Batch(seen, new, ids, cache=SimpleNamespace(layers=[self.layer]))
         module = torch.nn.Identity()
-        batch.push(module, stacked)
+        running.push(module, stacked)
         try:
             keys, values = self.layer.update(states, -states)
             self.layer.bind(self.mask, reads=self.mask)
         finally:
             # What stays on the stack would fail tests that have nothing to do with it.
-            batch.pop(module)
+            running.pop(module)
         assert torch.equal(keys, -values) and keys.data_ptr() != values.data_ptr()
         self.check(keys, stacked)
 

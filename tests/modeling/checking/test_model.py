@@ -12,7 +12,8 @@ from hf_masking.attention.backends import Backend
 from hf_masking.masks import SlidingWindow, Strip
 from hf_masking.masks.progression import Progression
 from hf_masking.modeling import batch, check_model, patch_model
-from hf_masking.modeling.forward import arguments, interface, mask_slot
+from hf_masking.modeling.forward import arguments, interface, mask_function, mask_slot
+from hf_masking.modeling.patching.layer_mask import attach, attached
 from hf_masking.plan import Documents, documents
 
 from ..families import CONFIGS, build
@@ -70,7 +71,7 @@ def attention_sees_the_future(monkeypatch, model):
 @fault
 def padding_ignored(monkeypatch, model):
     monkeypatch.setattr(arguments, "_read_padding", lambda attention_mask, rows, seen, new: None)
-    monkeypatch.setattr(batch, "ids_from_padding", lambda padding: torch.zeros_like(padding, dtype=torch.int))
+    monkeypatch.setattr(mask_function, "ids_from_padding", lambda padding: torch.zeros_like(padding, dtype=torch.int))
 
 
 @fault
@@ -120,9 +121,9 @@ def a_cached_key_is_dropped(monkeypatch, model):
 @fault
 def masks_in_the_wrong_layers(monkeypatch, model):
     first, last = (layer.self_attn for layer in model.model.layers)
-    one, other = interface.attached(first), interface.attached(last)
-    interface.attach(first, other)
-    interface.attach(last, one)
+    one, other = attached(first), attached(last)
+    attach(first, other)
+    attach(last, one)
 
 
 @fault
@@ -169,7 +170,7 @@ _original_masked_attention = interface.masked_attention
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def model(request):
     yield patch_model(build("llama").to(request.param), "offsets:1,4", layers={1: "window:3|sinks:2"}, check=False)
-    AttentionMaskInterface.register("hf_masking", interface.describe_batch)
+    AttentionMaskInterface.register("hf_masking", mask_function.fill_mask_slot)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -203,7 +203,7 @@ def test_half_precision_and_dropout_leave_them_whole(dtype):
 
 def test_what_they_cost_is_told_once(caplog):
     model = patch_model(build("llama"), MASK, check=False)
-    interface.tell_the_price_once.cache_clear()
+    interface.warn_of_dense_attention_once.cache_clear()
     with caplog.at_level(logging.WARNING, "hf_masking"):
         for _ in range(2):
             model(tokens(1, 5), output_attentions=True)

@@ -1,0 +1,34 @@
+"""What a patched model remembers about a cache, on the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+ATTRIBUTE = "hf_masking"  # the attribute of a cache that holds its CacheRecord
+
+
+@dataclass
+class CacheRecord:
+    """What later calls need to know about a cache.
+
+    filled: a patched model has stored its keys.
+    packed: its rows hold several documents.
+    marks: prefix lengths, or span ids, of the prompts that it was made for.
+    """
+
+    filled: bool = False
+    packed: bool = False
+    marks: tuple[Any, Tensor | None] = (None, None)
+
+
+def record_of(cache: Cache) -> CacheRecord:
+    """Return the record of a cache, which gets one if it has none."""
+    record: CacheRecord | None = getattr(cache, ATTRIBUTE, None)
+    if record is None:
+        record = CacheRecord()
+        setattr(cache, ATTRIBUTE, record)
+    return record
