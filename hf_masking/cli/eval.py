@@ -15,7 +15,7 @@ from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, si
 from ..evaluation.loading import bos_of, check_vocabulary, load_model, load_tokenizer
 from ..files import check_file, write_json
 from ..machine import describe_machine
-from ..modeling import check_fits, label_of, settings_of
+from ..modeling import check_fits, get_mask_config, label_of
 from ..tables import Grid
 from .console import load_data, say_written
 from .failures import reason_of
@@ -81,7 +81,9 @@ def _under_masks(loaded: PreTrainedModel, masks: MaskOptions) -> list[PreTrained
 
 
 def _row(model: PreTrainedModel, measured: Measurement) -> Row:
-    named: Row = {"mask": str(settings_of(model).mask), "runs": label_of(model)}
+    config = get_mask_config(model)
+    assert config is not None
+    named: Row = {"mask": str(config.mask), "runs": label_of(model)}
     if measured.error is not None:
         return named | {"error": reason_of(measured.error)}
     assert measured.result is not None

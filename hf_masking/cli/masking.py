@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..masks import MaskExpression
-from ..modeling import layer_masks, patch_model, settings_of, sharing_weights
+from ..modeling import get_mask_config, layer_masks, patch_model, sharing_weights
 from ..spec import parse_mask
 from .options.groups import MaskOptions
 
@@ -57,6 +57,8 @@ def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[Pr
 
 def what_runs(model: PreTrainedModel) -> dict[str, Any]:
     """Return the masks of a patched model as run.json stores them."""
-    runs = settings_of(model).to_json()
+    config = get_mask_config(model)
+    assert config is not None
+    runs = config.to_dict()
     del runs["version"]
     return runs

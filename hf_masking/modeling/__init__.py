@@ -11,14 +11,16 @@ from .checking.model import check_model
 from .checking.report import CheckReport, CheckRow
 from .features import mask_penalties
 from .loading.outline import outline
+from .patching.config import MaskConfig
 from .patching.label import label_of
 from .patching.layer_mask import is_learned
-from .patching.record import layer_masks, settings_of
+from .patching.record import get_mask_config, is_patched, layer_masks
 from .pretrained import base_model_of, from_pretrained, load
 
 __all__ = [
     "CheckReport",
     "CheckRow",
+    "MaskConfig",
     "base_model_of",
     "cache_with_prefix",
     "check_fits",
@@ -28,7 +30,9 @@ __all__ = [
     "effective_weights",
     "evaluating",
     "from_pretrained",
+    "get_mask_config",
     "is_learned",
+    "is_patched",
     "label_of",
     "layer_masks",
     "learned_positions",
@@ -39,7 +43,6 @@ __all__ = [
     "patched",
     "positions_of",
     "pretrained",
-    "settings_of",
     "shape_of",
     "sharing_weights",
     "unpatch_model",

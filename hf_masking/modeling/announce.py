@@ -11,12 +11,12 @@ from transformers import PreTrainedConfig
 from ..masks import Causal, Mask
 from .base_model.architecture import count_layers, own_window, positions_of
 from .base_model.own_window import OwnWindow
-from .patching.config import Settings
+from .patching.config import MaskConfig
 
 logger = logging.getLogger("hf_masking")
 
 
-def warn_of_limits(wanted: Settings, config: PreTrainedConfig) -> None:
+def warn_of_limits(wanted: MaskConfig, config: PreTrainedConfig) -> None:
     """Warn of masks that lose the first token, look ahead, or are clipped by the model's own window."""
     named = wanted.masks(count_layers(config))
     masks = [mask.unmarked.union for mask in named]
@@ -38,7 +38,7 @@ def warn_of_limits(wanted: Settings, config: PreTrainedConfig) -> None:
         _warn_of_clipping(wanted, masks, config)
 
 
-def _warn_of_clipping(wanted: Settings, masks: Sequence[Mask], config: PreTrainedConfig) -> None:
+def _warn_of_clipping(wanted: MaskConfig, masks: Sequence[Mask], config: PreTrainedConfig) -> None:
     """Warn, once, if a mask reaches further back than the window that it is intersected with."""
     for layer, mask in enumerate(masks):
         window = own_window(config, layer)
@@ -52,7 +52,7 @@ def _warn_of_clipping(wanted: Settings, masks: Sequence[Mask], config: PreTraine
             return
 
 
-def warn_of_dropped_parameters(wanted: Settings, carried: Settings, n_layers: int, *, loaded: bool) -> None:
+def warn_of_dropped_parameters(wanted: MaskConfig, carried: MaskConfig, n_layers: int, *, loaded: bool) -> None:
     """Warn if learned parameters of a mask are dropped, because the new mask cannot reuse them.
 
     Parameters:

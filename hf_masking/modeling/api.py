@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from ..attention import check_backend
 from ..errors import FailedCheckError, UnsupportedModelError
 from ..masks import MaskExpression
 from .announce import warn_of_dropped_parameters, warn_of_limits
@@ -17,20 +17,19 @@ from .base_model.architecture import count_layers, pretrained, shape_of
 from .caching.record import record_of
 from .checking.model import check_model
 from .forward.marks import Asks
-from .patching import config as mask_config
 from .patching.apply import apply, reapply, unpatch
-from .patching.config import Settings
-from .patching.record import find_patch, layer_masks
+from .patching.config import MaskConfig, read
+from .patching.record import find_patch, is_patched, layer_masks
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def patch_model(
     model: Model,
-    mask: MaskExpression | str | None = None,
+    mask: MaskExpression | str | MaskConfig | None = None,
     *,
     layers: Mapping[int, MaskExpression | str] | None = None,
-    backend: str = "auto",
+    backend: str | None = None,
     replace_model_window: bool = False,
     check: bool = True,
 ) -> Model:
@@ -39,9 +38,11 @@ def patch_model(
     Parameters:
         model: a decoder whose attention goes through Transformers' attention interface. A patched model gets the new
             mask in place of its old one.
-        mask: a mask or its spec, such as ``"window:256|sinks:4"``; None applies the one in the model's config again.
+        mask: a mask or its spec, such as ``"window:256|sinks:4"``, or a `MaskConfig`; None applies the one in the
+            model's config again.
         layers: other masks for single layers, ``{0: "causal", -1: "causal"}``.
-        backend: which implementation computes attention, see `masked_attention`.
+        backend: which implementation computes attention, see `masked_attention`; None for that of the `MaskConfig`,
+            or else ``"auto"``.
         replace_model_window: set the model's own sliding window (Mistral, Gemma) aside, instead of intersecting the
             mask with it.
         check: run `check_model` on tiny random batches, and refuse the model if a check fails.
@@ -53,11 +54,12 @@ def patch_model(
         ValueError: a wrong spec, layer or backend.
         UnsupportedModelError: the model cannot be patched or fails a check; it is restored.
     """
-    before, carried = find_patch(model), mask_config.read(pretrained(model).config)
-    wanted = _patch(model, mask, layers, backend, replace_model_window, check)
+    before, config = find_patch(model), pretrained(model).config
+    carried = read(config)
+    wanted = _resolve(model, mask, layers, backend, replace_model_window)
+    _patch(model, wanted, check)
     if carried is not None:
-        n_layers = count_layers(pretrained(model).config)
-        warn_of_dropped_parameters(wanted, carried, n_layers, loaded=before is not None)
+        warn_of_dropped_parameters(wanted, carried, count_layers(config), loaded=before is not None)
     return model
 
 
@@ -76,16 +78,16 @@ def unpatch_model(model: Model) -> Model:
 @contextmanager
 def patched(
     model: Model,
-    mask: MaskExpression | str | None = None,
+    mask: MaskExpression | str | MaskConfig | None = None,
     *,
     layers: Mapping[int, MaskExpression | str] | None = None,
-    backend: str = "auto",
+    backend: str | None = None,
     replace_model_window: bool = False,
     check: bool = True,
 ) -> Iterator[Model]:
     """Patch a model for the length of a with block; afterwards it is restored, with its earlier mask if it had one."""
     before = find_patch(model)
-    _patch(model, mask, layers, backend, replace_model_window, check)
+    _patch(model, _resolve(model, mask, layers, backend, replace_model_window), check)
     try:
         yield model
     finally:
@@ -93,10 +95,7 @@ def patched(
 
 
 def cache_with_prefix(
-    model: nn.Module,
-    lengths: Sequence[int] | Tensor | None = None,
-    *,
-    span_ids: Tensor | None = None,
+    model: nn.Module, lengths: Sequence[int] | Tensor | None = None, *, span_ids: Tensor | None = None
 ) -> DynamicCache:
     """Return an empty cache that knows the prefixes or spans of the prompts: ``generate(..., past_key_values=...)``.
 
@@ -131,53 +130,58 @@ def require_checks(model: nn.Module) -> None:
         )
 
 
-def _patch(
-    model: nn.Module,
-    mask: MaskExpression | str | None,
-    layers: Mapping[int, MaskExpression | str] | None,
-    backend: str,
-    replace_model_window: bool,
-    check: bool,
-) -> Settings:
-    check_backend(backend)
-    base, before = pretrained(model), find_patch(model)
-    wanted = _settings(base, mask, layers, replace_model_window)
-    _check_heads(wanted, base.config)
+def _patch(model: nn.Module, wanted: MaskConfig, check: bool) -> None:
+    """Apply masks; restore the model, with its earlier mask if it had one, if that or a check fails."""
+    before = find_patch(model)
     try:
         reapply(model, None)
-        apply(model, base, wanted, backend, before)
+        apply(model, wanted, before)
         if check:
             require_checks(model)
     except BaseException:
         reapply(model, before)
         raise
-    warn_of_limits(wanted, base.config)
+    warn_of_limits(wanted, pretrained(model).config)
+
+
+def _resolve(
+    model: nn.Module,
+    mask: MaskExpression | str | MaskConfig | None,
+    layers: Mapping[int, MaskExpression | str] | None,
+    backend: str | None,
+    replace_model_window: bool,
+) -> MaskConfig:
+    """Return what `patch_model` was asked for, with layers counted from 0."""
+    base = pretrained(model)
+    wanted = _carried(base) if mask is None else mask
+    if not isinstance(wanted, MaskConfig):
+        wanted = MaskConfig(wanted, layers, replace_model_window, "auto" if backend is None else backend)
+    elif layers:
+        raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
+    elif replace_model_window and mask is not None:
+        raise ValueError("replace_model_window= goes into the config: MaskConfig(mask, replace_model_window=True)")
+    elif backend is not None:
+        wanted = replace(wanted, backend=backend)
+    wanted = wanted.resolved(count_layers(base.config))
+    _check_heads(wanted, base.config)
     return wanted
 
 
-def _settings(
-    base: PreTrainedModel,
-    mask: MaskExpression | str | None,
-    layers: Mapping[int, MaskExpression | str] | None,
-    replace: bool,
-) -> Settings:
-    if mask is not None:
-        return Settings.of(mask, layers, count_layers(base.config), replace)
-    carried = mask_config.read(base.config)
+def _carried(base: PreTrainedModel) -> MaskConfig:
+    """Return the masks in a model's config."""
+    carried = read(base.config)
     if carried is None:
         raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
     masks = carried.masks(count_layers(base.config))
-    if find_patch(base) is None and any(leaf.learns for mask in masks for leaf in mask.leaves):
+    if not is_patched(base) and any(leaf.learns for mask in masks for leaf in mask.leaves):
         raise ValueError(
             f"the mask that the model's config carries, '{carried.mask}', has learned something, which was not loaded "
             "with it; load with hf_masking.from_pretrained(path), or start anew: patch_model(model, mask)"
         )
-    if layers:
-        raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
     return carried
 
 
-def _check_heads(wanted: Settings, config: PreTrainedConfig) -> None:
+def _check_heads(wanted: MaskConfig, config: PreTrainedConfig) -> None:
     if count_layers(config) < 1:
         raise UnsupportedModelError("the model has no layers, so there is nothing to put a mask into")
     for layer, mask in enumerate(wanted.masks(count_layers(config))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Set
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -14,10 +15,9 @@ from .base_model.architecture import count_layers
 from .loading import adapter_folder
 from .loading.adapter_folder import Adapter
 from .loading.learned_weights import learned_parameters, load_learned, require_learned
-from .patching import config as mask_config
-from .patching.config import KEY, Settings
+from .patching.config import KEY, MaskConfig, forget, read, read_entry
 from .patching.layer_mask import is_learned
-from .patching.record import find_patch
+from .patching.record import get_mask_config, is_patched
 
 logger = logging.getLogger("hf_masking")
 
@@ -29,7 +29,7 @@ def from_pretrained(
     path: str | PathLike[str],
     *,
     check: bool = True,
-    backend: str = "auto",
+    backend: str | None = None,
     auto_class: Any = AutoModelForCausalLM,
     **kwargs: Any,
 ) -> PreTrainedModel:
@@ -41,7 +41,7 @@ def from_pretrained(
     Parameters:
         path: a folder or a hub id, of a model or of an adapter.
         check: as in `patch_model`.
-        backend: as in `patch_model`.
+        backend: which implementation computes attention; None for the one that the checkpoint names.
         auto_class: what loads the model: AutoModelForSequenceClassification, AutoModel, a model class.
         kwargs: handed to ``auto_class.from_pretrained``; ``is_trainable`` and ``adapter_name`` to PEFT.
 
@@ -50,7 +50,7 @@ def from_pretrained(
             learn.
     """
     model = load(path, backend=backend, auto_class=auto_class, **kwargs)
-    if find_patch(model) is None:
+    if not is_patched(model):
         raise ValueError(
             f"{path} carries no mask; load it with {auto_class.__name__}.from_pretrained and say which: "
             "patch_model(model, 'window:256|sinks:4')"
@@ -61,7 +61,7 @@ def from_pretrained(
 
 
 def load(
-    path: str | PathLike[str], *, backend: str = "auto", auto_class: Any = AutoModelForCausalLM, **kwargs: Any
+    path: str | PathLike[str], *, backend: str | None = None, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
 ) -> PreTrainedModel:
     """Load a checkpoint as `from_pretrained` does, unchecked, and without a mask if it carries none."""
     if kwargs.get("output_loading_info"):
@@ -79,9 +79,17 @@ def base_model_of(path: str | PathLike[str]) -> str | None:
 
 
 def _load_model(
-    path: str | PathLike[str], backend: str, auto_class: Any, kwargs: dict[str, Any], beside: Set[str] = frozenset()
+    path: str | PathLike[str],
+    backend: str | None,
+    auto_class: Any,
+    kwargs: dict[str, Any],
+    beside: Set[str] = frozenset(),
 ) -> PreTrainedModel:
-    """``beside``: weights that come from elsewhere."""
+    """Load a model and its mask.
+
+    Parameters:
+        beside: weights that come from elsewhere.
+    """
     # Loaded without the mask first, so that this is what `unpatch_model` returns to. None: the best that the class has.
     options = {"attn_implementation": None} | kwargs | {"output_loading_info": True}
     model, report = auto_class.from_pretrained(path, **options)
@@ -89,14 +97,14 @@ def _load_model(
     _tell_unused(path, model, report["unexpected_keys"])
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
     saved = _carried(path, model.config, kwargs.get("config"), where)
-    mask_config.forget(model.config)
+    forget(model.config)
     if saved is not None:
         _patch(model, saved, backend)
         load_learned(model, path, where)
     return model
 
 
-def _load_adapter(adapter: Adapter, backend: str, auto_class: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load_adapter(adapter: Adapter, backend: str | None, auto_class: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
     """Load the base model, its mask or that of the adapter, and the adapter around it."""
     of_adapter = {name: value for name, value in kwargs.items() if name in _OF_ADAPTERS}
     # Which revision, and where in it, is another question for another repository.
@@ -106,18 +114,17 @@ def _load_adapter(adapter: Adapter, backend: str, auto_class: Any, kwargs: dict[
     model = _load_model(adapter.base, backend, auto_class, of_base, adapter.weights)
     if adapter.entry is not None:
         learned = {id(parameter) for _, parameter in learned_parameters(model)}
-        _patch(model, Settings.from_json(adapter.entry, count_layers(model.config)), backend)
+        _patch(model, read_entry(adapter.entry, count_layers(model.config)), backend)
         fresh = [name for name, parameter in learned_parameters(model) if id(parameter) not in learned]
         require_learned(fresh, adapter.weights, adapter.path)
     whole: PreTrainedModel = adapter.around(model, **of_adapter)
     return whole
 
 
-def _patch(model: PreTrainedModel, saved: Settings, backend: str) -> None:
-    patch = find_patch(model)
-    if patch is None or patch.settings != saved:
-        masks: dict[str, Any] = {"layers": saved.layers, "replace_model_window": saved.replace_model_window}
-        patch_model(model, saved.mask, check=False, backend=backend, **masks)
+def _patch(model: PreTrainedModel, saved: MaskConfig, backend: str | None) -> None:
+    wanted = saved if backend is None else replace(saved, backend=backend)
+    if get_mask_config(model) != wanted:
+        patch_model(model, wanted, check=False)
 
 
 def _refuse_missing(path: str | PathLike[str], model: PreTrainedModel, missing: Set[str]) -> None:
@@ -142,7 +149,9 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, where: dict[str, Any]) -> Settings | None:
+def _carried(
+    path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, where: dict[str, Any]
+) -> MaskConfig | None:
     """Return the mask that a checkpoint carries: an entry of ours, and the name of our attention.
 
     That name makes Transformers refuse the checkpoint without this plugin. Where a model has been loaded without its
@@ -152,7 +161,7 @@ def _carried(path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, wh
         loaded: the config of the loaded model, from which Transformers has taken the name.
         given: what the caller gave as ``config``.
     """
-    saved, named = mask_config.read(loaded), _named_attention(path, given, where)
+    saved, named = read(loaded), _named_attention(path, given, where)
     if saved is None and named == KEY:
         raise ValueError(
             f"{path} has lost its mask: its config.json names attn_implementation {KEY!r} and has no {KEY!r} entry; "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...attention import log_weights
 from ..forward.interface import Call, recording
-from ..patching.record import find_patch
+from ..patching.record import require_patch
 
 
 def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
@@ -37,8 +37,7 @@ def effective_weights(model: nn.Module, **batch: Any) -> list[Tensor]:
 
 
 def _calls(model: nn.Module, batch: dict[str, Any]) -> list[Call]:
-    if find_patch(model) is None:
-        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    require_patch(model)
     with torch.no_grad(), recording() as calls:
         model(**batch)
         return sorted(calls, key=lambda call: call.layer)

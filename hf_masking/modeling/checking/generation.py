@@ -24,7 +24,7 @@ from ..base_model.modes import evaluating
 from ..caching.layer import ROLLBACK
 from ..forward.interface import recording
 from ..forward.marks import Asks
-from ..patching.record import layer_masks
+from ..patching.record import layer_masks, require_patch
 from .readout import Readout
 from .refusals import reason
 from .report import CheckReport, CheckRow
@@ -55,9 +55,8 @@ def check_generation(
     Raises:
         ValueError: the model is not patched, cannot generate, or is too short for the prompts that are asked for.
     """
-    if not (masks := layer_masks(model)):
-        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
-    base = pretrained(model)
+    require_patch(model)
+    base, masks = pretrained(model), layer_masks(model)
     if not base.can_generate():
         raise ValueError(
             f"{type(base).__name__} cannot generate, having no language-model head; check_model(model) checks it"

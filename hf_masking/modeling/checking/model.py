@@ -24,9 +24,9 @@ from ..base_model.modes import evaluating
 from ..base_model.placement import require_weights
 from ..forward.interface import Call, recording
 from ..forward.marks import Asks
-from ..patching.config import Settings
+from ..patching.config import MaskConfig
 from ..patching.layer_mask import LayerMask, attach, attached
-from ..patching.record import find_patch
+from ..patching.record import require_patch
 from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
 from .readout import Readout
 from .refusals import explained, refuse_not_finite
@@ -50,28 +50,26 @@ def check_model(model: nn.Module) -> CheckReport:
         ValueError: the model is not patched, or its weights are not loaded.
         UnsupportedModelError: the model's forward raises under the mask, or computes what is not finite.
     """
-    patch = find_patch(model)
-    if patch is None:
-        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    wanted = require_patch(model).config
     require_weights(model)
     with evaluating(model), torch.no_grad(), explained(type(pretrained(model)).__name__):
-        probe = _Probe(model, patch.settings)
+        probe = _Probe(model, wanted)
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
             return CheckReport((routed,))
         # What `auto` runs over the few tokens of these checks is not what it runs over long texts: both are compared.
-        automatic = patch.backend == "auto"
-        with _backend(model, "reference" if automatic else patch.backend):
+        automatic = wanted.backend == "auto"
+        with _backend(model, "reference" if automatic else wanted.backend):
             rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
             rows += [*probe.layouts_agree(), *probe.cache_agrees()]
-        compared = ("auto", "blockwise", "gathered") if automatic else (patch.backend,)
+        compared = ("auto", "blockwise", "gathered") if automatic else (wanted.backend,)
         return CheckReport((*rows, *probe.backends_agree(compared)))
 
 
 class _Probe:
     """A patched model, and the questions that it is asked."""
 
-    def __init__(self, model: nn.Module, wanted: Settings) -> None:
+    def __init__(self, model: nn.Module, wanted: MaskConfig) -> None:
         self.model, self.wanted = model, wanted
         config = pretrained(model).config
         if (positions := positions_of(config)) < LENGTH:

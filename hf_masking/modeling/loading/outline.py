@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..patching import config as mask_config
+from ..patching.config import forget
 
 
 def outline(config: PreTrainedConfig) -> PreTrainedModel:
@@ -13,6 +13,6 @@ def outline(config: PreTrainedConfig) -> PreTrainedModel:
 
     It can be patched with ``check=False``; it computes nothing.
     """
-    mask_config.forget(config)
+    forget(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, attn_implementation=None)

@@ -116,7 +116,7 @@ def _give(configs: Any, patch: Patch, lost: tuple[str, ...] = ()) -> None:
         if all(config is not own for own in patch.adapters):
             configs[name] = copy.copy(config)
             patch.adapters.append(configs[name])
-        _mark(configs[name], _Carried(patch.settings.to_json(), lost))
+        _mark(configs[name], _Carried(patch.config.to_dict(), lost))
 
 
 def _before_forward(base: nn.Module, args: tuple[Any, ...]) -> None:
@@ -146,7 +146,7 @@ def _before_saving(base: nn.Module, prefix: str, keep_vars: bool) -> None:
         if config is not own:
             # PEFT asks for the weights when it has the config in hand already.
             patch.borrowed.append(config)
-            _mark(config, _Carried(patch.settings.to_json(), lost, once=True))
+            _mark(config, _Carried(patch.config.to_dict(), lost, once=True))
 
 
 def _is_peft_saving() -> bool:

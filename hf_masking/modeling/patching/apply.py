@@ -17,8 +17,8 @@ from ..base_model.architecture import count_layers, pretrained, shape_of
 from ..base_model.sharing import sharing_weights
 from ..forward import hooks, mask_function  # noqa: F401 (registers the mask function)
 from ..forward.marks import Asks
-from . import adapter_configs, config
-from .config import KEY, Settings
+from . import adapter_configs
+from .config import KEY, MaskConfig, forget, write
 from .layer_mask import LayerMask, attach, detach, is_attention, is_cross_attention
 from .parameters import add_modules
 from .record import ATTRIBUTE, Patch
@@ -26,19 +26,20 @@ from .record import ATTRIBUTE, Patch
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def apply(model: nn.Module, base: PreTrainedModel, wanted: Settings, backend: str, before: Patch | None = None) -> None:
-    """Patch a model that is not patched; what fails on the way is undone by `undo`.
+def apply(model: nn.Module, wanted: MaskConfig, before: Patch | None = None) -> None:
+    """Patch a model that is not patched; if this raises, `undo` restores it.
 
     Parameters:
-        base: the Transformers model in it.
+        wanted: the masks, with layers counted from 0.
         before: an earlier patch, whose learned parameters are kept where they mean the same.
     """
-    patch = Patch(wanted, backend, _replace_configs(model), [], {})
+    base = pretrained(model)
+    patch = Patch(wanted, _replace_configs(model), [], {})
     setattr(base, ATTRIBUTE, patch)
     base.set_attn_implementation(KEY)
     if base.config.get_text_config()._attn_implementation != KEY:
         raise UnsupportedModelError(f"{type(base).__name__} does not use Transformers' attention interface")
-    config.write(base.config, wanted)
+    write(base.config, wanted)
     _attach(model, patch, {} if before is None else before.learned)
     adapter_configs.give(model, patch)
     patch.hooks += adapter_configs.follow(base)
@@ -75,7 +76,7 @@ def unpatch(model: nn.Module) -> None:
     base = pretrained(model)
     if base.config._attn_implementation == KEY:
         # Transformers loaded it from a patched checkpoint: under our attention it would refuse to run.
-        config.forget(base.config)
+        forget(base.config)
         _use_own_attention(base)
 
 
@@ -90,7 +91,7 @@ def reapply(model: nn.Module, before: Patch | None) -> None:
     """Undo the patch of a model, and apply an earlier one again, if there was one."""
     undo(model)
     if before is not None:
-        apply(model, pretrained(model), before.settings, before.backend, before)
+        apply(model, before.config, before)
 
 
 def _use_own_attention(base: PreTrainedModel) -> None:
@@ -111,9 +112,9 @@ def _replace_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig
 
 
 def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[AdaptiveMask, nn.Module]]) -> None:
-    wanted, base_config = patch.settings, pretrained(model).config
+    wanted, base_config = patch.config, pretrained(model).config
     # Layers with one mask share one object: by it the compiler tells their graphs apart.
-    layer_mask = functools.cache(lambda mask: LayerMask(mask, patch.backend, wanted.replace_model_window))
+    layer_mask = functools.cache(lambda mask: LayerMask(mask, wanted.backend, wanted.replace_model_window))
     for module, layer in _layer_modules(model):
         mask = wanted.mask_of(layer)
         attach(module, layer_mask(mask))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..base_model.architecture import count_layers, own_window, positions_of, pretrained
 from ..base_model.own_window import OwnWindow
-from .record import settings_of
+from .record import require_patch
 
 
 def label_of(model: nn.Module) -> str:
@@ -18,7 +18,7 @@ def label_of(model: nn.Module) -> str:
     Raises:
         ValueError: the model is not patched.
     """
-    config, wanted = pretrained(model).config, settings_of(model)
+    config, wanted = pretrained(model).config, require_patch(model).config
     parts = [str(wanted.mask)]
     overrides = {layer: str(mask) for layer, mask in sorted(wanted.layers.items()) if mask != wanted.mask}
     parts += [f"{_layers(layers)}: {mask}" for mask, layers in _grouped(overrides).items()]

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ...adaptive import AdaptiveMask
 from ...masks import MaskExpression
 from ..base_model.architecture import count_layers, pretrained
-from .config import Settings
+from .config import MaskConfig
 
 ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 
@@ -21,13 +21,14 @@ ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 class Patch:
     """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
 
-    learned: for each layer the modules of its mask, by leaf, where that looks at the content.
+    config: the masks, with layers counted from 0.
+    configs: each module that has a config, with the one that it had before.
+    learned: for each layer the modules of its adaptive masks, by leaf.
     adapters: the configs of PEFT's adapters, which are saved with the mask.
     borrowed: configs of the user's own that a save has marked, until PEFT has written them.
     """
 
-    settings: Settings
-    backend: str
+    config: MaskConfig
     configs: list[tuple[nn.Module, PreTrainedConfig]]
     hooks: list[RemovableHandle]
     learned: dict[int, dict[AdaptiveMask, nn.Module]]
@@ -36,8 +37,16 @@ class Patch:
 
 
 def find_patch(model: nn.Module) -> Patch | None:
-    """The patch of the model or of a model inside it (a PEFT wrapper, say)."""
+    """Return the patch of the model or of a model inside it (a PEFT wrapper, say)."""
     return next((vars(module)[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in vars(module)), None)
+
+
+def require_patch(model: nn.Module) -> Patch:
+    """Return the patch of a model; raises a ValueError if it is not patched."""
+    patch = find_patch(model)
+    if patch is None:
+        raise ValueError(f"{type(model).__name__} is not patched; call patch_model(model, mask) first")
+    return patch
 
 
 def is_patched(model: nn.Module) -> bool:
@@ -45,15 +54,13 @@ def is_patched(model: nn.Module) -> bool:
     return find_patch(model) is not None
 
 
-def settings_of(model: nn.Module) -> Settings:
-    """The masks of a patched model, by layer; raises a ValueError if it is not patched."""
+def get_mask_config(model: nn.Module) -> MaskConfig | None:
+    """Return the masks that a model runs under, with the backend; None if it is not patched."""
     patch = find_patch(model)
-    if patch is None:
-        raise ValueError(f"{type(model).__name__} is not patched, so no mask runs in it")
-    return patch.settings
+    return None if patch is None else patch.config
 
 
 def layer_masks(model: nn.Module) -> list[MaskExpression]:
-    """The mask of each layer of a patched model, without the windows of its own; empty if it is not patched."""
+    """Return the mask of each layer, without the model's own windows; empty if the model is not patched."""
     patch = find_patch(model)
-    return [] if patch is None else patch.settings.masks(count_layers(pretrained(model).config))
+    return [] if patch is None else patch.config.masks(count_layers(pretrained(model).config))
