@@ -10,12 +10,6 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_masking"
 FLOORS = ["masks", "adaptive", "spec", "plan", "attention", "modeling", "evaluation", "training", "comparison", "cli"]
 
-# Imports that still close a circle. Whoever breaks the circle deletes its line; no line is ever added.
-CLOSING = {
-    ("hf_masking.modeling.checking.refusals", "hf_masking.modeling.api"),
-    ("hf_masking.modeling.checking.rounding", "hf_masking.modeling.api"),
-}
-
 
 def imported(text, folder=()):
     """What a module in a folder of the package imports, as parts of a dotted name: `("torch", "nn")`."""
@@ -109,14 +103,7 @@ def test_imports_point_one_way():
 
 
 def test_imports_have_no_circles():
-    graph = import_graph(modules())
-    without = {one: {other for other in targets if (one, other) not in CLOSING} for one, targets in graph.items()}
-    assert circles(without) == set()
-
-
-@pytest.mark.parametrize("one,other", sorted(CLOSING))
-def test_what_is_listed_still_closes_a_circle(one, other):
-    assert (one, other) in circles(import_graph(modules())), "delete its line above"
+    assert circles(import_graph(modules())) == set()
 
 
 @pytest.mark.parametrize(

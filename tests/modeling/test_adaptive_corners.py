@@ -71,7 +71,7 @@ def test_two_forwards_may_come_before_one_backward(spec):
 
 
 def test_a_cache_keeps_the_last_key_of_a_span_that_is_no_integer(monkeypatch):
-    monkeypatch.setattr("hf_masking.modeling.caching.layer.ROLLBACK", 0)
+    monkeypatch.setattr("hf_masking.modeling.caching.eviction.ROLLBACK", 0)
     model, ids = patch_model(build("llama"), "adaptive_span:max=10,ramp=1", check=False), tokens(1, 60)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -298,7 +298,7 @@ def test_an_interrupt_inside_an_adaptive_layer_leaves_nothing(other, where, monk
 
 def test_features_without_a_mask_that_reads_them_are_refused():
     x = torch.randn(1, 2, 5, 4)
-    with pytest.raises(ValueError, match="'window:2' does not look at the content"):
+    with pytest.raises(ValueError, match="'window:2' is not adaptive and takes no features"):
         masked_attention(x, x, x, "window:2", features=[torch.ones(1)])
 
 

@@ -89,13 +89,13 @@ class MaskConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain JSON values; raises a ValueError for a mask that `from_dict` would refuse."""
-        return {
+        values = {
             "version": VERSION,
             "mask": _saved(self.mask),
             "layers": {str(layer): _saved(mask) for layer, mask in self.layers.items()},
             "replace_model_window": self.replace_model_window,
-            "backend": self.backend,
         }
+        return values if self.backend == "auto" else values | {"backend": self.backend}
 
     @classmethod
     def from_dict(cls, data: Any) -> MaskConfig:
