@@ -19,6 +19,7 @@ from ..files import check_parent, is_left_behind, read_json, recover, remove, wr
 
 LOCK = ".lock"
 _KIND = "kind"  # the entry of run.json that says what the folder is for
+_REMEDY = "restore it, or give another --output to start anew"  # for a damaged run.json
 _STARTED = "started"  # the entry of run.json that a resumed run need not share
 
 
@@ -27,10 +28,12 @@ class ClaimedFolder:
 
     kind: what the folder is for, as messages call it.
     parts: the files and folders that the job writes.
+    growing: entries of the description that may be greater when the job resumes, such as settings.steps.
     """
 
     kind: str
     parts: tuple[str, ...] = ("run.json",)
+    growing: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,10 +71,13 @@ class ClaimedFolder:
         raise NotImplementedError
 
     def describe(self, description: dict[str, Any]) -> None:
-        """Write run.json, unless it exists."""
+        """Write run.json, unless it says the same already; entries that have grown are updated."""
         if self.description_path.exists():
-            return
-        started = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions()}
+            if self._held() == json.loads(json.dumps(description)):
+                return
+            started = read_json(self.description_path, _REMEDY).get(_STARTED)
+        else:
+            started = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions()}
         with written_aside(self.description_path) as aside:
             aside.write_text(json.dumps({_KIND: self.kind, **description, _STARTED: started}, indent=2) + "\n")
 
@@ -95,6 +101,7 @@ class ClaimedFolder:
             return
         held, wanted = _flat(self._held()), _flat(json.loads(json.dumps(description)))
         different = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
+        different = [key for key in different if not (key in self.growing and held.get(key, 0) < wanted.get(key, 0))]
         if different:
             key = different[0]
             raise FieldError(
@@ -105,12 +112,11 @@ class ClaimedFolder:
 
     def _held(self) -> dict[str, Any]:
         """Read what run.json describes; raise a ValueError if it is damaged or of another kind."""
-        remedy = "restore it, or give another --output to start anew"
-        held = read_json(self.description_path, remedy)
+        held = read_json(self.description_path, _REMEDY)
         held.pop(_STARTED, None)
         kind = held.pop(_KIND, None)
         if not isinstance(kind, str):
-            raise ValueError(f"{self.description_path} does not say what kind of run it describes; {remedy}")
+            raise ValueError(f"{self.description_path} does not say what kind of run it describes; {_REMEDY}")
         if kind != self.kind:
             raise ValueError(f"{self.path} holds a {kind}, and this is a {self.kind}; give another --output")
         return held

@@ -51,7 +51,8 @@ def finetune(
         eval_ids: ``[M]`` tokens whose perplexity is measured.
         output: folder for the log, the checkpoints and the best model; nothing is written without one. With one,
             Ctrl-C and SIGTERM end the run after the current step, with a checkpoint.
-        resume: continue from the newest checkpoint in ``output``, to the same losses as without the interruption.
+        resume: continue from the newest checkpoint in ``output``, to the same losses as without the interruption. With
+            more ``settings.steps`` than before, the run continues under the cosine of the new number of steps.
         tokenizer: saved with the best model.
         description: what identifies the run besides the settings (model, mask, text); a resumed run must have the same.
         evaluate: measures the perplexity of ``eval_ids``, in every process alike; by default in consecutive contexts.

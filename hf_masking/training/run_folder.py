@@ -81,6 +81,7 @@ class RunFolder(ClaimedFolder):
     kind = "fine-tuning"
     # Trackers that write into the folder use "hf-masking".
     parts = ("run.json", "log.jsonl", "checkpoints", "best", "hf-masking")
+    growing = ("settings.steps",)
 
     def is_worth_keeping(self) -> bool:
         """Return whether there is a checkpoint to resume from, or a model."""

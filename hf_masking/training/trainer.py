@@ -225,6 +225,10 @@ class Trainer:
     def resume(self) -> int:
         """Load the newest checkpoint; return the number of steps done, 0 without one."""
         steps = 0 if self.checkpoints is None else self.checkpoints.load()
+        if steps:
+            # With more steps than before, the learning rate follows the longer cosine from here on.
+            self.schedule.last_epoch -= 1
+            self.schedule.step()
         self.journal.rewind(steps)
         if self.run_folder is not None:
             self.run_folder.check_best(best_of(self.journal.evaluations)[0])

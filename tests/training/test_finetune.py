@@ -323,3 +323,23 @@ def test_adapters_need_peft(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"pip install 'hf-masking\[lora\]'"):
         finetune(model(), TRAIN, EVAL, dataclasses.replace(SETTINGS, lora=2))
+
+
+def learning_rates(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record["learning_rate"] for record in records if "loss" in record]
+
+
+def test_a_finished_run_continues_with_more_steps(tmp_path):
+    longer = dataclasses.replace(SETTINGS, steps=12)
+    first = finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run").losses
+    result = finetune(model(), TRAIN, EVAL, longer, output=tmp_path / "run", resume=True)
+    assert result.losses[:8] == first and len(result.losses) == 12
+    assert list(result.evaluations) == [0, 3, 6, 8, 9, 12]
+    # From step 9 on the learning rate is that of a run of 12 steps, which is still far from 0.
+    finetune(model(), TRAIN, EVAL, longer, output=tmp_path / "whole")
+    assert learning_rates(tmp_path / "run")[8:] == learning_rates(tmp_path / "whole")[8:]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["steps"] == 12
+    with pytest.raises(ValueError, match=r"steps must be as in the run in .*, where settings.steps is 12, got 8"):
+        finetune(model(), TRAIN, EVAL, SETTINGS, output=tmp_path / "run", resume=True)
+    assert finetune(model(), TRAIN, EVAL, longer, output=tmp_path / "run", resume=True).losses == result.losses

@@ -62,4 +62,4 @@ class FinetuneOptions:
     held_out: HeldOutOptions
     writing: WritingOptions
     settings: TrainingSettings
-    resume: bool = option(False, "continue the run in --output", "--resume")
+    resume: bool = option(False, "continue the run in --output; --steps may be greater than before", "--resume")
