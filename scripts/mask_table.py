@@ -23,7 +23,7 @@ FLEX_TILE = 128
 
 @dataclass(frozen=True)
 class Example:
-    """A mask at a size that one would use, and what for; the section has the name of the mask, or its own."""
+    """Hold a mask at a realistic size, what it is for, and its section in the page: its own name unless given."""
 
     spec: str
     use: str
@@ -45,11 +45,11 @@ EXAMPLES = (
     Example("log_sparse", "far context for about log N keys, in a union"),
     Example("sinks:4", "what pretrained models lean on, in a union"),
     Example("summary:128,8", "far context through fixed columns, in a union"),
-    Example("prefix:512", "a prompt read both ways, in a union"),
-    Example("spans:256,512,1024,1280", "images or passages read both ways, in a union"),
+    Example("prefix:512", "a bidirectional prompt, in a union"),
+    Example("spans:256,512,1024,1280", "bidirectional images or passages, in a union"),
     Example("adaptive_span:max=1024", "heads learn how far they look"),
-    Example("top_blocks:block=64,k=8", "each query chooses blocks, untrained"),
-    Example("relevance", "pairs are weighed by a learned product"),
+    Example("top_blocks:block=64,k=8", "each query selects blocks, untrained"),
+    Example("relevance", "pairs are weighted by a learned product"),
     Example("window:512|sinks:4", "the first mask to try on a pretrained model", "union"),
     Example("strided:64|window:64", "Sparse Transformer, strided", "union"),
     Example("block_local:128|summary:128,8", "Sparse Transformer, fixed", "union"),
@@ -61,7 +61,7 @@ EXAMPLES = (
 
 
 def table() -> str:
-    """Markdown, a row for each example."""
+    """Return the table in Markdown, one row per example."""
     lines = [
         f"| mask | example | pairs at {LENGTH:,}, share of causal | computed / allowed | flex tiles, share of causal "
         f"| keys kept of {CACHED:,} | use |",
