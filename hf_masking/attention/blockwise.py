@@ -2,8 +2,8 @@
 
 Each part of a plan gives values and a log-sum-exp; the results are merged by their log-sum-exps, and the backward of
 each part is that of FlashAttention (Dao et al., https://arxiv.org/abs/2205.14135) with the final output and the final
-log-sum-exp. Nothing of queries x keys is ever kept: O(N) memory (O(N k) where each query chooses k blocks), and a fixed
-workspace.
+log-sum-exp. Nothing as large as queries x keys is ever kept: O(N) memory (O(N k) where each query selects k blocks),
+and a fixed workspace.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adaptive import AdaptiveMask, Features
+from ..adaptive import Features
 from ..plan import Blocks, Diagonals, Part, Segment, Selected
 from . import block_kernel, content, diagonal_kernel, selected_kernel
 from .inputs import Inputs
-from .operands import LOG2E, Backward, Forward, Scoring, Scratch, Weighing
+from .kernel_state import LOG2E, BackwardState, Draws, ForwardState, Scoring, Scratch
+from .leaves import DocumentLeaf, Leaf, LeafFeatures
 
 _KERNELS: dict[type, ModuleType] = {
     Blocks: block_kernel,
@@ -31,35 +32,59 @@ _KERNELS: dict[type, ModuleType] = {
 
 @dataclass(frozen=True)
 class Task:
-    """One document of one row, and the parts that are computed for some of the query heads."""
+    """The parts of a mask that are computed for some query heads of one document in one row."""
 
     row: int
     segment: Segment
     parts: tuple[Part | Selected, ...]
     heads: slice
 
+    def queries_of(self, x: Tensor) -> Tensor:
+        """Return this task's queries of ``[B, H, N, D]``; a copy if they are scattered over the row."""
+        return x[self.row, self.heads][:, self.segment.queries]
 
-class Problem(NamedTuple):
-    """What is computed, and on what: queries, keys, values and sink logits in one precision."""
+    def keys_of(self, x: Tensor) -> Tensor:
+        """Return this task's keys of ``[B, G, M, D]``, of all key heads; a copy if they are scattered over the row."""
+        return x[self.row][:, self.segment.keys]
+
+    def write_queries(self, x: Tensor, queries: Tensor) -> None:
+        """Write back what `queries_of` returned, if that was a copy."""
+        if not isinstance(self.segment.queries, slice):
+            x[self.row, self.heads, self.segment.queries] = queries
+
+    def write_keys(self, x: Tensor, keys: Tensor) -> None:
+        """Write back what `keys_of` returned, if that was a copy."""
+        if not isinstance(self.segment.keys, slice):
+            x[self.row, :, self.segment.keys] = keys
+
+
+class Tensors(NamedTuple):
+    """What is differentiated, in one precision: or the gradients of it. One `LeafFeatures` per leaf."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    sink_logits: Tensor | None
+    sink_logits: Tensor | None = None
+    features: tuple[LeafFeatures, ...] = ()
+
+    def flat(self) -> list[Tensor | None]:
+        """Return them in one list, as autograd takes them."""
+        return [*self[:4], *(x for features in self.features for x in features)]
+
+    @classmethod
+    def unflat(cls, flat: Sequence[Any]) -> Tensors:
+        """Return what `flat` made into a list."""
+        query, key, value, sink_logits, *features = flat
+        pairs = zip(features[::2], features[1::2], strict=True)
+        return cls(query, key, value, sink_logits, tuple(LeafFeatures(*pair) for pair in pairs))
+
+
+class Work(NamedTuple):
+    """What is computed on the tensors. One `Leaf` per `LeafFeatures`."""
+
     tasks: Sequence[Task]
     scoring: Scoring
-
-
-class _Kind(NamedTuple):
-    """A mask that gives weights, and what `Weighing` says of it."""
-
-    leaf: AdaptiveMask
-    hard: bool
-    constant: bool
-
-
-# What it has read of queries and keys.
-_Read = tuple[_Kind, Tensor, Tensor | None]
+    leaves: tuple[Leaf, ...] = ()
 
 
 def attend(inputs: Inputs) -> Tensor:
@@ -68,17 +93,15 @@ def attend(inputs: Inputs) -> Tensor:
     Raises:
         ValueError: a second derivative is asked for.
     """
-    query, options = inputs.query, inputs.options
     tasks = list(_adaptive_tasks(inputs) if inputs.mask.is_adaptive else tasks_of(inputs))
-    seed = int(torch.randint(2**62, ()).item()) if options.dropout else 0
-    problem = precisely(inputs, tasks, seed)
-    reads = _reads(inputs, problem.query.dtype)
+    seed = int(torch.randint(2**62, ()).item()) if inputs.options.dropout else 0
+    tensors, leaves = tensors_of(inputs), _leaves(inputs)
+    features = tuple(_precise_features(inputs, one, tensors.query.dtype) for _, one in leaves)
+    work = Work(tasks, scoring_of(inputs, seed), tuple(leaf for leaf, _ in leaves))
     # Autocast would turn single products back into half precision.
-    with torch.autocast(query.device.type, enabled=False):
-        kinds = [kind for kind, *_ in reads]
-        tensors = [x for _, *read in reads for x in read]
-        output: Tensor = _Blockwise.apply(*problem, kinds, *tensors)
-    return output.to(query.dtype)
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        output: Tensor = _Blockwise.apply(work, *tensors._replace(features=features).flat())
+    return output.to(inputs.query.dtype)
 
 
 def precision_of(query: Tensor) -> torch.dtype:
@@ -86,16 +109,21 @@ def precision_of(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def precisely(inputs: Inputs, tasks: Sequence[Task], seed: int) -> Problem:
-    """Return the inputs as the kernels take them."""
+def tensors_of(inputs: Inputs) -> Tensors:
+    """Return the tensors of a call as the kernels take them, without features."""
     precise, sinks = precision_of(inputs.query), inputs.options.sink_logits
     # Views are made with the strides of the inputs, and the fused kernel takes the last one for 1 without asking.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in inputs.to(precise).tensors)
-    scoring = Scoring(inputs.options.scale, inputs.options.softcap, inputs.options.dropout, seed)
-    return Problem(q, k, v, None if sinks is None else sinks.to(precise), tasks, scoring)
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in inputs.to(precise).tensors)
+    return Tensors(query, key, value, None if sinks is None else sinks.to(precise))
+
+
+def scoring_of(inputs: Inputs, seed: int) -> Scoring:
+    """Return how scores become weights."""
+    return Scoring(inputs.options.scale, inputs.options.softcap, inputs.options.dropout, seed)
 
 
 def tasks_of(inputs: Inputs) -> Iterator[Task]:
+    """Yield the tasks of a static mask."""
     for document_mask in inputs.document_masks:
         for row in inputs.documents.rows_of(document_mask.segment, len(inputs.query)):
             yield Task(row, document_mask.segment, document_mask.plan.parts, document_mask.heads)
@@ -117,66 +145,129 @@ def _of_document(features: Features, row: int, segment: Segment) -> Features:
     return Features(query, key if key is None else key[:, segment.keys], features.hard)
 
 
-def _reads(inputs: Inputs, dtype: torch.dtype) -> list[_Read]:
-    """What the leaves that give weights have read, for each head and token."""
-    mask, features, query = inputs.mask, inputs.features, inputs.query
-    reads: list[_Read] = []
-    for leaf, read in zip(mask.leaves if mask.is_adaptive else (), features, strict=True):
-        if not leaf.selects:
-            assert read.query is not None
-            of_queries = read.query.to(dtype).expand(*query.shape[:3], -1).contiguous()
-            of_keys = None if read.key is None else read.key.to(dtype).expand(len(query), -1, -1, -1).contiguous()
-            reads.append((_Kind(leaf, read.hard, read.query.shape[2] == 1), of_queries, of_keys))
-    return reads
+def _leaves(inputs: Inputs) -> list[tuple[Leaf, Features]]:
+    """Return the leaves that give pairs weights, and their features."""
+    leaves = []
+    for mask, features in zip(inputs.mask.leaves if inputs.mask.is_adaptive else (), inputs.features, strict=True):
+        if not mask.selects:
+            assert features.query is not None
+            leaves.append((Leaf(mask, features.hard, constant=features.query.shape[2] == 1), features))
+    return leaves
 
 
-def forward(
-    problem: Problem, kinds: Sequence[_Kind] = (), features: Sequence[Tensor | None] = ()
-) -> tuple[Tensor, Tensor]:
-    """Return the output and its base-2 log-sum-exp ``[B, Hq, Nq, 1]``."""
-    query, key, value, sink_logits, tasks, scoring = problem
-    batch, heads, n_queries, _ = query.shape
-    out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
-    lse = query.new_full((batch, heads, n_queries, 1), -torch.inf)
-    generator, scratch = scoring.generator(query.device), Scratch(query)
-    for task in tasks:
-        columns = task.segment.queries
-        x = Forward(
-            query=query[task.row, task.heads][:, columns],
-            key=key[task.row][:, task.segment.keys],
-            value=value[task.row][:, task.segment.keys],
-            out=out[task.row, task.heads][:, columns],
-            lse=lse[task.row, task.heads][:, columns],
+def _precise_features(inputs: Inputs, features: Features, dtype: torch.dtype) -> LeafFeatures:
+    """Return features for every row, head and query, in the precision of the computation."""
+    assert features.query is not None
+    query = features.query.to(dtype).expand(*inputs.query.shape[:3], -1).contiguous()
+    key = features.key
+    return LeafFeatures(query, None if key is None else key.to(dtype).expand(len(query), -1, -1, -1).contiguous())
+
+
+def forward(tensors: Tensors, work: Work) -> tuple[Tensor, Tensor]:
+    """Return the output ``[B, H, N, Dv]`` and its base-2 log-sum-exp ``[B, H, N, 1]``."""
+    query, key, value, sink_logits, _ = tensors
+    out = query.new_zeros(*query.shape[:3], value.shape[-1])
+    lse = query.new_full((*query.shape[:3], 1), -torch.inf)
+    draws, scratch = Draws(work.scoring, query.device), Scratch(query)
+    for task in work.tasks:
+        x = ForwardState(
+            query=task.queries_of(query),
+            key=task.keys_of(key),
+            value=task.keys_of(value),
+            out=task.queries_of(out),
+            lse=task.queries_of(lse),
             first_head=task.heads.start,
-            group=heads // key.shape[1],
+            group=query.shape[1] // key.shape[1],
+            leaves=_leaves_of(task, tensors, work),
+            scoring=work.scoring,
+            draws=draws,
             scratch=scratch,
-            weighings=_weighings(task, kinds, features),
         )
         for index, part in enumerate(task.parts):
-            _KERNELS[type(part)].forward(part, x, scoring, generator, fresh=index == 0)
-        if not isinstance(columns, slice):
-            out[task.row, task.heads, columns], lse[task.row, task.heads, columns] = x.out, x.lse
+            _KERNELS[type(part)].forward(part, x, fresh=index == 0)
+        task.write_queries(out, x.out)
+        task.write_queries(lse, x.lse)
     if sink_logits is not None:
         _add_sinks(out, lse, sink_logits)
     return out, lse
 
 
+def gradients(grad_out: Tensor, out: Tensor, lse: Tensor, tensors: Tensors, work: Work) -> Tensors:
+    """Return the gradients of the tensors, given the final output and its base-2 log-sum-exp."""
+    query, key, value, sink_logits, _ = tensors
+    if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
+        grad_out = grad_out.contiguous()  # that of a sum is one number, and its products would be made one by one
+    delta = torch.linalg.vecdot(grad_out, out)[..., None]
+    # The log-sum-exp of a row without keys is -inf, and -inf - -inf is NaN; -inf - inf is -inf.
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    grads = Tensors.unflat([None if x is None else torch.zeros_like(x) for x in tensors.flat()])
+    draws, scratch = Draws(work.scoring, query.device), Scratch(query)
+    for task in work.tasks:
+        x = BackwardState(
+            query=task.queries_of(query),
+            key=task.keys_of(key),
+            value=task.keys_of(value),
+            out=task.queries_of(out),
+            lse=task.queries_of(lse),
+            first_head=task.heads.start,
+            group=query.shape[1] // key.shape[1],
+            leaves=_leaves_of(task, tensors, work, grads),
+            scoring=work.scoring,
+            draws=draws,
+            scratch=scratch,
+            grad_out=task.queries_of(grad_out),
+            delta=task.queries_of(delta),
+            grad_query=task.queries_of(grads.query),
+            grad_key=task.keys_of(grads.key),
+            grad_value=task.keys_of(grads.value),
+        )
+        for part in task.parts:
+            _KERNELS[type(part)].backward(part, x)
+        _write_gradients(task, x, grads)
+    if sink_logits is None:
+        return grads
+    of_sinks = -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
+    return grads._replace(sink_logits=of_sinks.sum((0, 2, 3)))
+
+
+def _leaves_of(task: Task, tensors: Tensors, work: Work, gradients: Tensors | None = None) -> list[DocumentLeaf]:
+    """Return the leaves of a task, with views of its features and of their gradients."""
+
+    def of_task(features: LeafFeatures) -> LeafFeatures:
+        key = features.key
+        return LeafFeatures(task.queries_of(features.query), None if key is None else task.keys_of(key))
+
+    leaves = [DocumentLeaf(leaf, of_task(one)) for leaf, one in zip(work.leaves, tensors.features, strict=True)]
+    for leaf, one in zip(leaves, () if gradients is None else gradients.features, strict=False):
+        leaf.gradients = of_task(one)
+    return leaves
+
+
+def _write_gradients(task: Task, x: BackwardState, gradients: Tensors) -> None:
+    """Write back the gradients of a task whose tokens are scattered over the row."""
+    task.write_queries(gradients.query, x.grad_query)
+    task.write_keys(gradients.key, x.grad_key)
+    task.write_keys(gradients.value, x.grad_value)
+    for leaf, total in zip(x.leaves, gradients.features, strict=True):
+        assert leaf.gradients is not None
+        task.write_queries(total.query, leaf.gradients.query)
+        if total.key is not None and leaf.gradients.key is not None:
+            task.write_keys(total.key, leaf.gradients.key)
+
+
+def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:
+    """Merge a learned column that takes weight and has no value, in place."""
+    merged = torch.logaddexp2(lse, sink_logits[:, None, None] * LOG2E)
+    out.mul_((lse - merged.clamp(min=torch.finfo(merged.dtype).min)).exp2_())
+    lse.copy_(merged)
+
+
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        sink_logits: Tensor | None,
-        tasks: Sequence[Task],
-        scoring: Scoring,
-        kinds: Sequence[_Kind],
-        *features: Tensor | None,
-    ) -> Tensor:
-        out, lse = forward(Problem(query, key, value, sink_logits, tasks, scoring), kinds, features)
-        ctx.save_for_backward(query, key, value, sink_logits, out, lse, *features)
-        ctx.tasks, ctx.scoring, ctx.kinds = tasks, scoring, kinds
+    def forward(ctx: Any, work: Work, *tensors: Tensor | None) -> Tensor:
+        out, lse = forward(Tensors.unflat(tensors), work)
+        ctx.save_for_backward(out, lse, *tensors)
+        ctx.work = work
         return out
 
     @staticmethod
@@ -186,94 +277,6 @@ class _Blockwise(torch.autograd.Function):
                 "backend 'blockwise' has no second derivative; call backward without create_graph=True, "
                 "or use backend='reference'"
             )
-        query, key, value, sink_logits, out, lse, *features = ctx.saved_tensors
-        problem = Problem(query, key, value, sink_logits, ctx.tasks, ctx.scoring)
-        with torch.autocast(query.device.type, enabled=False):
-            own, of_features = gradients(grad_outputs[0], problem, out, lse, ctx.kinds, features)
-            return (*own, None, None, None, *of_features)
-
-
-def _weighings(
-    task: Task,
-    kinds: Sequence[_Kind],
-    features: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None] = (),
-) -> list[Weighing]:
-    """What gives the pairs of a task their weights; with ``gradients`` summed up for the features, one for each."""
-    queries, keys = task.segment.queries, task.segment.keys
-    weighings = []
-    for index, kind in enumerate(kinds):
-        tensors = [*features[2 * index : 2 * index + 2], *(gradients[2 * index : 2 * index + 2] or (None, None))]
-        of_queries, of_keys = (
-            [None if x is None else x[task.row] for x in pair] for pair in (tensors[::2], tensors[1::2])
-        )
-        query, grad_query = (None if x is None else x[task.heads][:, queries] for x in of_queries)
-        key, grad_key = (None if x is None else x[:, keys] for x in of_keys)
-        assert query is not None
-        weighings.append(Weighing(*kind, query, key, grad_query, grad_key))
-    return weighings
-
-
-def gradients(
-    grad_out: Tensor,
-    problem: Problem,
-    out: Tensor,
-    lse: Tensor,
-    kinds: Sequence[_Kind] = (),
-    features: Sequence[Tensor | None] = (),
-) -> tuple[tuple[Tensor | None, ...], list[Tensor | None]]:
-    """The gradients of query, key, value and sink logits, and those of the features."""
-    query, key, value, sink_logits, tasks, scoring = problem
-    if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
-        grad_out = grad_out.contiguous()  # of a sum it is one number, of which products would be made one by one
-    delta = torch.linalg.vecdot(grad_out, out)[..., None]
-    # Where a row sees nothing its log-sum-exp is -inf, and -inf - -inf is not a number; -inf - inf is -inf.
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
-    grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-    grad_features: list[Tensor | None] = [None if x is None else torch.zeros_like(x) for x in features]
-    generator, scratch = scoring.generator(query.device), Scratch(query)
-    for task in tasks:
-        columns, keys = task.segment.queries, task.segment.keys
-        x = Backward(
-            query=query[task.row, task.heads][:, columns],
-            key=key[task.row][:, keys],
-            value=value[task.row][:, keys],
-            out=out[task.row, task.heads][:, columns],
-            lse=lse[task.row, task.heads][:, columns],
-            first_head=task.heads.start,
-            group=query.shape[1] // key.shape[1],
-            scratch=scratch,
-            weighings=_weighings(task, kinds, features, grad_features),
-            grad_out=grad_out[task.row, task.heads][:, columns],
-            delta=delta[task.row, task.heads][:, columns],
-            grad_query=grad_query[task.row, task.heads][:, columns],
-            grad_key=grad_key[task.row][:, keys],
-            grad_value=grad_value[task.row][:, keys],
-        )
-        for part in task.parts:
-            _KERNELS[type(part)].backward(part, x, scoring, generator)
-        # Where columns are no slice, these are copies.
-        if not isinstance(columns, slice):
-            grad_query[task.row, task.heads, columns] = x.grad_query
-        if not isinstance(keys, slice):
-            grad_key[task.row, :, keys], grad_value[task.row, :, keys] = x.grad_key, x.grad_value
-        for weighing, of_queries, of_keys in zip(x.weighings, grad_features[::2], grad_features[1::2], strict=True):
-            if of_queries is not None and weighing.grad_query is not None and not isinstance(columns, slice):
-                of_queries[task.row, task.heads, columns] = weighing.grad_query
-            if of_keys is not None and weighing.grad_key is not None and not isinstance(keys, slice):
-                of_keys[task.row, :, keys] = weighing.grad_key
-    grad_sinks = None if sink_logits is None else -((sink_logits[:, None, None] * LOG2E - lse).exp2() * delta)
-    own: tuple[Tensor | None, ...] = (
-        grad_query,
-        grad_key,
-        grad_value,
-        None if grad_sinks is None else grad_sinks.sum((0, 2, 3)),
-    )
-    return own, grad_features
-
-
-def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> None:
-    """A learned column that takes weight and gives no value, in place."""
-    merged = torch.logaddexp2(lse, sink_logits[:, None, None] * LOG2E)
-    out.mul_((lse - merged.clamp(min=torch.finfo(merged.dtype).min)).exp2_())
-    lse.copy_(merged)
+        out, lse, *tensors = ctx.saved_tensors
+        with torch.autocast(out.device.type, enabled=False):
+            return (None, *gradients(grad_outputs[0], out, lse, Tensors.unflat(tensors), ctx.work).flat())

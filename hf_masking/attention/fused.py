@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .operands import LOG2E
+from .kernel_state import LOG2E
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ def attend_blockwise(
     Parameters:
         numbers: as `as_numbers` returns them.
     """
-    return blockwise.forward(_problem((query, key, value, sink_logits, documents, seed), mask, numbers))
+    return blockwise.forward(*_blockwise_arguments((query, key, value, sink_logits, documents, seed), mask, numbers))
 
 
 @attend_blockwise.register_fake
@@ -129,8 +129,8 @@ def _blockwise_backward(
     Parameters:
         tensors: those that `attend_blockwise` takes.
     """
-    gradients, _ = blockwise.gradients(grad_out, _problem(tensors, mask, numbers), out, lse)
-    pairs = zip(gradients, tensors, strict=False)
+    gradients = blockwise.gradients(grad_out, out, lse, *_blockwise_arguments(tensors, mask, numbers))
+    pairs = zip(gradients.flat(), tensors[:4], strict=True)
     return [x.to(like.dtype).contiguous() for x, like in pairs if x is not None and like is not None]
 
 
@@ -149,13 +149,16 @@ def _known(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
     return tuple(tensors)
 
 
-def _problem(tensors: Sequence[Tensor | None], mask: str, numbers: Sequence[float]) -> blockwise.Problem:
+def _blockwise_arguments(
+    tensors: Sequence[Tensor | None], mask: str, numbers: Sequence[float]
+) -> tuple[blockwise.Tensors, blockwise.Work]:
     query, key, value, sink_logits, rows, seed = _known(tensors)
     scale, dropout, softcap = numbers
     check_heads(MASKS[mask], query.shape[1])
     options = Options(scale, dropout, softcap or None, sink_logits)
     inputs = Inputs(query, key, value, MASKS[mask], documents_of(rows, key.shape[2]), options)
-    return blockwise.precisely(inputs, list(blockwise.tasks_of(inputs)), 0 if seed is None else int(seed))
+    scoring = blockwise.scoring_of(inputs, 0 if seed is None else int(seed))
+    return blockwise.tensors_of(inputs), blockwise.Work(list(blockwise.tasks_of(inputs)), scoring)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""How queries and keys are laid out so that what each query sees is one interval of neighbouring keys."""
+"""The layout of queries and keys in which each query attends to one interval of neighbouring keys."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Lengths:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Classes of rows: with a stride s there are s, and row u of class c is position ``s * u + c``; else there is one.
+    """A regrouping of positions into C classes: with a stride s there are s, and row u of class c is ``s * u + c``.
 
-    columns: the keys that are looked at, where that is not all of them.
-    The paddings complete the first and the last stride.
+    columns: the keys that take part, if not all do.
+    query_padding, key_padding: what completes the first and the last stride.
     """
 
     stride: int = 1
@@ -43,21 +43,26 @@ class Layout:
     columns: Tensor | None = None
 
     def queries(self, x: Tensor) -> Tensor:
-        """``[..., Q, D]`` to ``[..., C, q, D]``; a view, unless there is padding."""
+        """Return ``[..., N, D]`` as ``[..., C, N/C, D]``; a view, unless there is padding."""
         return _to_classes(x, self.stride, self.query_padding)
 
     def keys(self, x: Tensor) -> Tensor:
-        """``[..., K, D]`` to ``[..., C, k, D]``; a view, unless there is padding or a choice of columns."""
+        """Return ``[..., M, D]`` as ``[..., C, M/C, D]``; a view, unless `copies_keys`."""
         x = x if self.columns is None else x.index_select(-2, self.columns)
         return _to_classes(x, self.stride, self.key_padding)
 
+    @property
+    def copies_keys(self) -> bool:
+        """Whether `keys` copies instead of returning a view."""
+        return self.columns is not None or self.key_padding != (0, 0)
+
     def write_queries(self, x: Tensor, classes: Tensor) -> None:
-        """Writes back what `queries` gave, if that was a copy."""
+        """Write back what `queries` returned, if that was a copy."""
         if self.query_padding != (0, 0):
             x.copy_(_from_classes(classes, self.query_padding))
 
     def add_keys(self, x: Tensor, classes: Tensor) -> None:
-        """Adds to ``x`` what was summed up in the layout of `keys`."""
+        """Add to ``x`` what was summed up in the layout of `keys`."""
         summed = _from_classes(classes, self.key_padding)
         if self.columns is None:
             x.add_(summed)
@@ -81,7 +86,7 @@ def _from_classes(classes: Tensor, padding: tuple[int, int]) -> Tensor:
 
 
 def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]:
-    """The layout of a clipped piece, and the interval of each row in it: first and stop, int32 ``[C, q]``."""
+    """Return the layout of a clipped piece, and the interval of each row in it: first and stop, int32 ``[C, N/C]``."""
     stride, keys = piece.lattice.stride, piece.lattice.keys
     first, stop = piece.first, piece.stop
     if keys != EVERY_KEY:
@@ -90,7 +95,7 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
         first, stop = keys.count(start, first)[None], keys.count(start, stop)[None]
         return layout, first.int(), stop.int()
     if stride >= lengths.first_query + lengths.queries:
-        # Only distance 0 is left; a class for each remainder would take memory by the stride instead of the length.
+        # Only distance 0 is left; one class per residue would take memory by the stride instead of the length.
         q = lengths.query_positions()
         first, stop, stride = torch.maximum(first, q), torch.minimum(stop, q + 1), 1
     if stride == 1:
@@ -103,7 +108,7 @@ def lay_out(piece: Intervals, lengths: Lengths) -> tuple[Layout, Tensor, Tensor]
     origin = lengths.first_key - layout.key_padding[0] + torch.arange(stride)[:, None, None]
     real = layout.queries(torch.ones_like(first)[:, None]) > 0
     ranks = [-((origin - layout.queries(bound[:, None])) // stride) for bound in (first, stop)]
-    # The rows that padding has added are empty, and lie where keys are.
+    # The rows that padding has added are empty: their intervals start and stop at key 0.
     first, stop = (torch.where(real, bound, 0)[..., 0].int() for bound in ranks)
     return layout, first, stop
 
