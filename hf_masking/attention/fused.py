@@ -1,7 +1,7 @@
-"""PyTorch's fused attention kernel for CPUs, which hands out the log-sum-exp. The one place that names it.
+"""PyTorch's fused attention kernel for CPUs, which also returns the log-sum-exp; no other module calls it.
 
-It is a private operator, so it is tried out before it is used; where it is missing or has changed, the block kernel
-computes the same in several operations. It knows no dropout and no soft cap.
+It is a private operator, so it is tested before it is used; where it is missing or has changed, the block kernel
+computes the same in several operations. It has neither dropout nor a soft cap.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .kernel_state import LOG2E
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of ``[L, rows, D]`` to ``[L, width, D]`` with an additive ``[L, rows, width]`` bias.
+    """Attend in T tiles: from ``[T, rows, D]`` to ``[T, width, D]``, with an additive bias ``[T, rows, width]``.
 
     Returns:
-        Values ``[L, rows, D]``, and the base-2 log-sum-exp ``[L, rows, 1]``, which means nothing in a row that the bias
+        Values ``[T, rows, D]``, and the base-2 log-sum-exp ``[T, rows, 1]``, which is undefined for a row that the bias
         excludes altogether.
     """
     tensors = (x[:, None] for x in (query, key, value))
@@ -31,13 +31,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
 
 
 def can_do(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernel is there for tensors like these."""
+    """Return whether the kernel can compute tensors like these."""
     return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and _works(query.dtype)
 
 
 @functools.cache
 def _works(dtype: torch.dtype) -> bool:
-    """Tries the kernel on a window that overlaps the next one, with a row that sees nothing."""
+    """Test the kernel on overlapping key slabs, with a row that may attend to nothing."""
     generator = torch.Generator().manual_seed(0)
     query, memory = (torch.randn(2, n, 8, generator=generator, dtype=dtype) for n in (3, 7))
     keys = memory[0].unfold(0, 5, 2).mT

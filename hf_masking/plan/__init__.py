@@ -1,4 +1,4 @@
-"""HOW to compute a mask without touching what it excludes: documents, layouts, parts."""
+"""How to compute a mask without touching the pairs that it excludes: documents, layouts, plans and their parts."""
 
 from .blocks import Blocks
 from .diagonals import Diagonals

@@ -1,7 +1,7 @@
-"""Where every query and every key stands: its document, and its position in it.
+"""The document of every query and key, and their positions in it.
 
 A batch is a list of documents. Padding and packing are nothing but where documents start and end, so no mask ever
-sees a pad or a neighbour.
+sees padding or a neighbouring document.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Columns = slice | Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """One document of one row: its lengths, and the columns of the batch in which its queries and its keys stand.
+    """The positions of one document of one row, and the columns of the batch that hold its queries and keys.
 
-    spans: first position and the one behind the last of its marked spans; None where nobody said.
+    spans: the half-open intervals of its marked spans; None if no spans are known.
     """
 
     row: int
@@ -35,18 +35,18 @@ class Segment:
     spans: Bounds | None = None
 
     def bind(self, mask: Mask) -> Mask:
-        """The mask as it is in this document."""
+        """Return the mask as it is in this document."""
         return mask if self.spans is None else mask.bind(self.spans)
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Positions and documents of queries ``[B, Q]`` and keys ``[B, K]``, int32; B is 1 where all rows are alike.
+    """Positions and documents of queries ``[B, N]`` and keys ``[B, M]``, int32; B is 1 if all rows are alike.
 
-    A position is the index of a token among the real tokens of its document, PADDING (-1) for what is none.
+    A position is the index of a token among the real tokens of its document, and PADDING (-1) for padding.
 
-    key_spans: the marked span of each key ``[B, K]``, negative for none; None where nobody said.
-    scattered: the keys of a document may have gaps, as in a cache that keeps only what can still be read.
+    key_spans: the marked span of each key ``[B, M]``, negative for none; None if no spans are known.
+    scattered: the positions of a document's keys may have gaps, as in a cache that has evicted keys.
     """
 
     query_positions: Tensor
@@ -64,18 +64,18 @@ class Documents:
 
     @staticmethod
     def single(n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
-        """One document a row, without padding; the queries are its last positions."""
+        """Return one document per row, without padding; the queries are its last positions."""
         # A compiled graph would ignore the memo, and warn.
         return (_single if torch.compiler.is_compiling() else _single_once)(n_queries, n_keys, device)
 
     @classmethod
     def from_ids(cls, ids: Tensor, query_columns: Tensor, spans: Tensor | None = None) -> Documents:
-        """From the document of every key, negative for padding.
+        """Return the positions that follow from the document of every key.
 
         Parameters:
-            ids: ``[B, K]`` integers; equal ids in a row are one document, wherever they stand.
-            query_columns: ``[Q]``, the columns of ``ids`` that the queries are.
-            spans: ``[B, K]``, the marked span of each key.
+            ids: ``[B, M]`` integers, negative for padding; equal ids in a row are one document, wherever they are.
+            query_columns: ``[N]``, the columns of ``ids`` that are queries.
+            spans: ``[B, M]``, the marked span of each key.
         """
         positions = positions_in_documents(ids)
         ids = ids.to(torch.int32)
@@ -90,9 +90,9 @@ class Documents:
         return cls(query_positions, query_ids, key_positions, key_ids, spans[0][0] if spans else None)
 
     def encode(self) -> Tensor:
-        """Return positions and documents, of all keys and then of all queries, int32 ``[B, 2, K + Q]``.
+        """Return positions and documents, of all keys and then of all queries, int32 ``[B, 2, M + N]``.
 
-        Where spans are marked a third row has that of each key.
+        If spans are known, a third row has that of each key.
         """
         positions = torch.cat([self.key_positions, self.query_positions], dim=-1)
         ids = torch.cat([self.key_ids, self.query_ids], dim=-1)
@@ -103,12 +103,12 @@ class Documents:
 
     @property
     def alike(self) -> bool:
-        """Whether one row stands for all."""
+        """Whether the first row stands for all."""
         return self.query_positions.shape[0] == 1
 
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """The documents that have queries, row by row (of one row, if all are alike).
+        """The documents that have queries, row by row; those of one row, if all are alike.
 
         Raises:
             ValueError: the positions of a document's tokens are not consecutive.
@@ -123,7 +123,7 @@ class Documents:
         return range(batch) if self.alike else range(segment.row, segment.row + 1)
 
     def allows(self, mask: Mask) -> Tensor:
-        """The pairs that ``mask`` allows inside each document, as booleans ``[B, Q, K]``."""
+        """Return the pairs that ``mask`` allows inside each document, as booleans ``[B, N, M]``."""
         queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]
         same = (self.query_ids[:, :, None] == self.key_ids[:, None, :]) & (queries >= 0) & (keys >= 0)
         if not mask.needs or self.key_spans is None:
@@ -138,11 +138,11 @@ class Documents:
         return allowed & same
 
     def of_queries(self, rows: slice) -> Documents:
-        """For some of the queries."""
+        """Return the same for some of the queries."""
         return replace(self, query_positions=self.query_positions[:, rows], query_ids=self.query_ids[:, rows])
 
     def of_keys(self, columns: Tensor) -> Documents:
-        """For some of the keys ``[k]``."""
+        """Return the same for some of the keys."""
         spans = None if self.key_spans is None else self.key_spans[:, columns]
         positions, ids = self.key_positions[:, columns], self.key_ids[:, columns]
         return replace(self, key_positions=positions, key_ids=ids, key_spans=spans, scattered=True)
@@ -173,7 +173,7 @@ def _segments_of_row(
 
 
 def _spans(positions: Tensor, ids: Tensor) -> Bounds:
-    """First position and the one behind the last of each span of one document."""
+    """Return the half-open interval of positions of each marked span of one document."""
     bounds = []
     for columns in _columns_by_document(ids).values():
         first, length = _consecutive(positions[columns], "a marked span's")
@@ -201,7 +201,7 @@ def _as_slice(columns: Tensor) -> Columns:
 
 
 def positions_in_documents(ids: Tensor) -> Tensor:
-    """The index of each token among the tokens of its row with the same id, ``[B, K]`` int32; PADDING where id < 0."""
+    """Return the index of each token among those of its row with the same id, int32; PADDING for a negative id."""
     order = ids.argsort(dim=-1, stable=True)
     in_order = ids.gather(-1, order)
     columns = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
@@ -213,7 +213,7 @@ def positions_in_documents(ids: Tensor) -> Tensor:
 
 
 def renumbered(ids: Tensor) -> Tensor:
-    """The same documents of each row under small numbers: ids may be anything an int64 holds, and travel as int32."""
+    """Return small numbers for the documents of each row: ids may be any int64, and are stored as int32."""
     order = ids.argsort(dim=-1, stable=True)
     in_order = ids.gather(-1, order)
     starts = torch.zeros_like(ids)
@@ -222,12 +222,12 @@ def renumbered(ids: Tensor) -> Tensor:
 
 
 def ids_from_padding(attention_mask: Tensor) -> Tensor:
-    """One document a row: 0 for real tokens, PADDING for the others. A hole does not start a new document."""
+    """Return one document per row: 0 for real tokens, PADDING for others. A hole starts no new document."""
     return torch.where(attention_mask.bool(), 0, PADDING)
 
 
 def ids_from_position_ids(position_ids: Tensor, real: Tensor) -> Tensor:
-    """A real token whose position id is not greater than that of the real token before it starts a new document.
+    """Return documents that start where the position id of a real token is not greater than that of the one before.
 
     Parameters:
         position_ids: ``[B, N]`` integers, as given to the model.

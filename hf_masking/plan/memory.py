@@ -1,4 +1,4 @@
-"""Results that are remembered up to a number of bytes: one plan of a long text takes as much as many short ones."""
+"""A memory of results that is bounded by bytes: one plan of a long text takes as much as many of short ones."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ENTRY_BYTES = 2**12  # the objects of a result that is small itself, and of its arguments
+_ENTRY_BYTES = 2**12  # the Python objects of a result and of its arguments, besides their tensors
 
 
 def remember(limit: int, size: Callable[[Any], int]) -> Callable[[Callable[P, T]], Memory[P, T]]:
     """Make a function remember its results: as `functools.lru_cache`, but bounded by bytes.
 
     Parameters:
-        limit: bytes of all results together. Where they take more, those that were used longest ago are dropped; the
-            newest stays, however large it is, since every layer of a model asks for the same.
+        limit: bytes of all results together. Beyond it the least recently used are dropped; the newest stays, however
+            large it is, since every layer of a model asks for the same.
         size: the bytes of a result; those of arguments that have ``nbytes`` are added.
     """
     return lambda function: Memory(function, limit, size)
 
 
 class Memory(Generic[P, T]):
-    """A function of hashable arguments and the results that it remembers, for any number of threads."""
+    """A function of hashable arguments and the results that it remembers; safe for threads."""
 
     def __init__(self, function: Callable[P, T], limit: int, size: Callable[[Any], int]) -> None:
         self.function, self.limit, self.size = function, limit, size
@@ -41,9 +41,9 @@ class Memory(Generic[P, T]):
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key][0]
-        # Without the lock: two threads may work out the same, of which the first to be done is kept.
+        # Without the lock: two threads may work out the same, and the result of the first to finish is kept.
         result = self.function(*args, **kwargs)
-        # The arguments are kept as the key, and documents hold tensors of their own.
+        # The arguments stay alive as the key, and documents hold tensors of their own.
         nbytes = self.size(result) + sum(getattr(argument, "nbytes", 0) for argument in args) + _ENTRY_BYTES
         with self._lock:
             if key in self._results:

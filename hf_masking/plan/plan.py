@@ -1,4 +1,4 @@
-"""How one mask is computed for given lengths: disjoint parts, each with one fast way of computing it."""
+"""The plan of one mask for given lengths: disjoint parts, each with one fast way of computing it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Plan:
 
     @functools.cached_property
     def cost(self) -> float:
-        """Time for each head, in pairs of a block of 64."""
+        """Time for each head, see `cost_model`."""
         return sum(part.cost for part in self.parts)
 
     @property
@@ -45,9 +45,9 @@ class Plan:
 
 @remember(_MOST_BYTES, lambda plan: plan.nbytes)
 def plan_of(mask: Mask, lengths: Lengths) -> Plan:
-    """The cheapest way found to compute a mask; cached, since every layer and every step asks for the same.
+    """Return the cheapest way found to compute a mask; remembered, since every layer and step asks for the same.
 
-    Arithmetic on a few numbers for each query, O(queries), never on pairs.
+    It takes arithmetic on a few numbers per query, O(N), never on pairs.
     """
     diagonals: list[Diagonals] = []
     parts: list[Part] = []
@@ -64,7 +64,7 @@ def plan_of(mask: Mask, lengths: Lengths) -> Plan:
 
 
 def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
-    """The mask as intervals for these queries, clipped to these keys, without empty ones."""
+    """Return the mask as intervals for these queries, clipped to these keys, without empty ones."""
     stop = lengths.first_key + lengths.keys
     pieces = [piece.clipped(lengths.first_key, stop) for piece in mask.intervals(lengths.query_positions())]
     return [piece for piece in pieces if not piece.is_empty()]
@@ -72,9 +72,9 @@ def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
 
 @functools.lru_cache(maxsize=1024)
 def is_causal(mask: Mask, lengths: Lengths) -> bool:
-    """Whether the mask is all of causal over these lengths (a window that is long enough, for example).
+    """Return whether the mask is all of causal over these lengths, as a window is that is long enough.
 
-    Only for as many queries as keys: `is_causal` of PyTorch starts at the first key.
+    False unless there are as many queries as keys: `is_causal` of PyTorch starts at the first key.
     """
     if (lengths.first_query, lengths.queries) != (lengths.first_key, lengths.keys):
         return False

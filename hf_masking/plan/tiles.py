@@ -1,4 +1,4 @@
-"""Which tiles of a batch a mask touches: what a block-sparse kernel such as FlexAttention is told."""
+"""The tiles of a batch that a mask touches, for block-sparse kernels such as FlexAttention."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from .plan import pieces_of
 
 
 def tiles_of_batch(mask: Mask, documents: Documents, block: int) -> Tensor:
-    """NONE, SOME or ALL of each tile of ``block`` x ``block`` columns, int8 ``[B, query blocks, key blocks]``.
+    """Return whether NONE, SOME or ALL of each tile is allowed, int8 ``[B, query blocks, key blocks]``.
 
-    Sound: SOME may be cautious. From the intervals of each document, never from pairs.
+    It comes from the intervals of each document, never from pairs, and SOME may be cautious.
+
+    Parameters:
+        block: columns of the batch in a block of queries, and in one of keys.
     """
     rows, n_queries = documents.query_positions.shape
     n_keys = documents.key_positions.shape[1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hf_masking.adaptive import Features
 from hf_masking.attention import BACKENDS, automatic, flex, masked_attention
-from hf_masking.plan import Documents
+from hf_masking.plan import Documents, document_mask
 
 from .test_blockwise import problems
 
@@ -198,3 +198,29 @@ def test_one_new_token(backend):
         for name in (backend, "reference")
     ]
     torch.testing.assert_close(*out)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(200, "sdpa"), (4096, "blockwise")])
+def test_what_was_worked_out_to_choose_a_backend_serves_to_run_it(length, expected, monkeypatch):
+    """Each plan, and each test of causality, is asked for once per call."""
+    asked = []
+    for name in ("plan_of", "is_causal"):
+        original = getattr(document_mask, name)
+        spy = lambda *a, name=name, original=original: asked.append(name) or original(*a)  # noqa: E731
+        monkeypatch.setattr(document_mask, name, spy)
+    chosen = []
+    monkeypatch.setattr(automatic, "log", lambda choice, mask: chosen.append(choice.backend))
+    masked_attention(*inputs(length, batch=1, heads=1, key_heads=1), "causal-sinks:1" if length == 200 else "window:64")
+    assert chosen == [expected] and sorted(asked) == ["is_causal", "plan_of"]
+
+
+def test_a_refusal_names_the_backends_that_can():
+    query, key, value = inputs(9)
+    with pytest.raises(
+        ValueError, match=r"'flex' .* dropout; use backend='auto', 'reference', 'sdpa', 'gathered', 'bl"
+    ):
+        masked_attention(query, key, value, "window:3", dropout=0.1, backend="flex")
+    with pytest.raises(
+        ValueError, match=r"it does not support softcap and sink_logits; use backend='auto', 'reference', "
+    ):
+        masked_attention(query, key, value, "window:3", softcap=1.0, sink_logits=torch.zeros(4), backend="sdpa")
