@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-import torch
 import typer
 
 from ..comparison.break_even import pays_from
@@ -28,7 +27,8 @@ from ..tables import write_markdown
 from . import bench_report
 from .console import check_report, say_written
 from .failures import reason_of
-from .options.bench import DTYPES, PRESETS, BenchOptions, BenchSettings
+from .loading import check_device, check_dtype
+from .options.bench import PRESETS, BenchOptions, BenchSettings
 from .terminal import errors, tables_beside
 from .values import at_least, at_most
 
@@ -101,12 +101,8 @@ def _check(settings: BenchSettings) -> None:
             raise ValueError(f"--heads {settings.heads} is not a multiple of the {groups} masks of {mask}")
     if settings.key_heads is not None and (settings.key_heads < 1 or settings.heads % settings.key_heads):
         raise ValueError(f"--key-heads must divide --heads {settings.heads}, got {settings.key_heads}")
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {settings.dtype!r}")
-    if settings.device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu or cuda, got {settings.device!r}")
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device is available; use --device cpu")
+    check_dtype(settings.dtype)
+    check_device(settings.device)
 
 
 def _shape(settings: BenchSettings, length: int) -> Shape:

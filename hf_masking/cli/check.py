@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from ..evaluation.loading import load_model
 from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import CheckReport, check_generation, check_model, label_of
 from .console import say_written
 from .failures import reason_of
+from .loading import check_loading, load_placed
 from .masking import check_specs, chosen, copies, most_lookahead, put_into
 from .options.check import CheckOptions
 from .terminal import errors, tables_beside
@@ -30,7 +30,8 @@ def run(options: CheckOptions) -> None:
     if output is not None:
         check_file(output)
     check_specs(masks)
-    loaded = load_model(options.model)
+    check_loading(options.loading)
+    loaded = load_placed(options.model, options.loading)
     # All masks are patched before the first is checked, so that an error in the last one shows at once.
     models = [put_into(copy, spec, masks, check=False) for copy, spec in copies(loaded, chosen(loaded, masks))]
     reports: dict[str, CheckReport] = {}

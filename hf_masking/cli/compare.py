@@ -13,9 +13,11 @@ from ..comparison.report import Report, progress
 from ..comparison.run import Listener, Request, compare
 from ..comparison.small_model import SMALL
 from ..comparison.trials import Trial
+from ..evaluation.loading import best_device
 from ..interrupts import Interrupted
 from ..pictures import warn_of_no_pictures
 from .console import load_data, say_written
+from .loading import check_device
 from .masking import check_specs
 from .options.compare import MASKS, CompareOptions
 from .terminal import Progression, clear_line, console, errors, resuming_command
@@ -28,6 +30,7 @@ def run(options: CompareOptions) -> None:
     """Compare masks, print the tables and write the report."""
     masks, settings, folder = options.masks, options.settings, ComparisonFolder(options.output)
     check_specs(masks)
+    check_device(options.device)
     settings.training().check()
     at_least(1, seeds=options.seeds, train_tokens=settings.train_tokens, eval_tokens=settings.eval_tokens)
     at_least(0, longest=options.longest)
@@ -43,6 +46,9 @@ def run(options: CompareOptions) -> None:
         settings=settings,
         layers=masks.layers(),
         replace_model_window=masks.replace_model_window,
+        backend=masks.backend,
+        where=options.source.where(),
+        device=options.device or best_device(),
         seeds=options.seeds,
         longest=options.longest,
     )

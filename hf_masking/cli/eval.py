@@ -12,16 +12,17 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
-from ..evaluation.loading import bos_of, check_vocabulary, load_model, load_tokenizer
+from ..evaluation.loading import bos_of, check_vocabulary, load_tokenizer
 from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import check_fits, get_mask_config, label_of
 from ..tables import Grid
 from .console import load_data, say_written
 from .failures import reason_of
+from .loading import check_loading, load_placed
 from .masking import check_specs, chosen, copies, put_into
 from .options.eval import EvalOptions
-from .options.groups import MaskOptions
+from .options.groups import MaskOrFileOptions
 from .terminal import progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
@@ -35,12 +36,13 @@ def run(options: EvalOptions) -> None:
     if output is not None:
         check_file(output)
     check_specs(masks)
-    text, tokenizer = load_data(data), load_tokenizer(options.model)
+    check_loading(options.loading)
+    text, tokenizer = load_data(data), load_tokenizer(options.model, **options.loading.where())
     limit = 32_768 if windows.max_tokens is None and data.data == "stdlib" else windows.max_tokens
     token_ids, n_bytes = encode(text, tokenizer, limit)
     bos = bos_of(tokenizer, windows.bos)
     windowed = WindowedText(token_ids, windows.context, windows.stride, bos, windows.batch_size)
-    loaded = load_model(options.model)
+    loaded = load_placed(options.model, options.loading)
     check_vocabulary(loaded, tokenizer)
     check_fits(loaded, token_ids, windows.context)
     models = _under_masks(loaded, masks)
@@ -71,7 +73,7 @@ def run(options: EvalOptions) -> None:
         raise typer.Exit(1)
 
 
-def _under_masks(loaded: PreTrainedModel, masks: MaskOptions) -> list[PreTrainedModel]:
+def _under_masks(loaded: PreTrainedModel, masks: MaskOrFileOptions) -> list[PreTrainedModel]:
     """Return the model under each mask, all with one set of weights; raise at once for a mask that cannot run."""
     specs = chosen(loaded, masks, default="causal")
     models = [put_into(copy, spec, masks) for copy, spec in copies(loaded, specs)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import Text, encode, load_stream, load_text
-from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer, refuse_adapter
+from ..evaluation.loading import best_device, check_vocabulary, load_model, load_tokenizer, refuse_adapter
 from ..files import digest
 from ..interrupts import Interrupted
 from ..modeling import label_of
@@ -28,7 +28,6 @@ from ..training.run_folder import RunFolder
 from .console import load_data
 from .masking import check_specs, chosen, put_into, what_runs
 from .options.finetune import FinetuneOptions, HeldOutOptions
-from .options.groups import MaskOptions
 from .terminal import Progression, errors, progress_bar, resuming_command, warn
 from .values import at_least, at_most
 
@@ -51,12 +50,13 @@ def run(options: FinetuneOptions) -> None:
     if settings.warmup_steps >= settings.steps:
         warn(f"--steps {settings.steps} end before --warmup-steps {settings.warmup_steps} do; use fewer of these")
     refuse_adapter(model)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, **options.source.where())
     train_ids, eval_text, texts = _texts(options, tokenizer)
     eval_ids = encode(eval_text, tokenizer, options.held_out.eval_tokens)[0]
-    loaded = _under_mask(model, masks, tokenizer, check=processes.is_main_process)
+    loaded = _under_mask(options, tokenizer, check=processes.is_main_process)
     description = {
         "model": model,
+        "revision": options.source.revision,
         # Only the main process claims the folder, and hashing weights takes time.
         "model_sha256": digest(Path(model)) if processes.is_main_process and Path(model).is_dir() else None,
         **what_runs(loaded),
@@ -116,14 +116,14 @@ def _teller(bar: Progress, task: str, steps: int) -> Callable[[dict[str, Any]], 
     return tell
 
 
-def _under_mask(model: str, masks: MaskOptions, tokenizer: PreTrainedTokenizerBase, *, check: bool) -> PreTrainedModel:
+def _under_mask(options: FinetuneOptions, tokenizer: PreTrainedTokenizerBase, *, check: bool) -> PreTrainedModel:
     # A sharded model may not fit on one GPU. In bfloat16 AdamW's small steps would be rounded away.
-    in_pieces = asked_for("FSDP") or asked_for("DEEPSPEED")
-    loaded = load_model(model, place=not in_pieces, dtype=torch.float32)
+    device = None if asked_for("FSDP") or asked_for("DEEPSPEED") else best_device()
+    loaded = load_model(options.model, device=device, dtype=torch.float32, **options.source.where())
     check_vocabulary(loaded, tokenizer)
-    (spec,) = chosen(loaded, masks, default="causal")
+    (spec,) = chosen(loaded, options.masks, default="causal")
     # Checked by one process only: under FSDP the others may not have weights yet.
-    return put_into(loaded, spec, masks, check=check)
+    return put_into(loaded, spec, options.masks, check=check)
 
 
 def _texts(

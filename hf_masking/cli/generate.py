@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
 from ..evaluation import CacheSize, cache_size, tokenize
-from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
+from ..evaluation.loading import check_vocabulary, load_tokenizer
 from ..modeling import check_fits, label_of
+from .loading import check_loading, load_placed
 from .masking import check_specs, chosen, most_lookahead, put_into
 from .options.generate import GenerateOptions
 from .terminal import console, errors
@@ -28,11 +29,12 @@ def run(options: GenerateOptions) -> None:
         raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
     _check(options)
     check_specs(masks)
-    tokenizer = load_tokenizer(options.model)
+    check_loading(options.loading)
+    tokenizer = load_tokenizer(options.model, **options.loading.where())
     tokens = tokenize(tokenizer, options.prompt, return_tensors="pt")
     if not tokens["input_ids"].numel():
         raise ValueError("the prompt has no tokens; give one: --prompt 'Once upon a time'")
-    loaded = load_model(options.model)
+    loaded = load_placed(options.model, options.loading)
     check_vocabulary(loaded, tokenizer)
     _check_positions(loaded, tokens["input_ids"], options)
     (spec,) = chosen(loaded, masks)

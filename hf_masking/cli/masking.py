@@ -7,20 +7,25 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..attention import check_backend
 from ..masks import MaskExpression
-from ..modeling import get_mask_config, layer_masks, patch_model, sharing_weights
+from ..modeling import MaskConfig, get_mask_config, layer_masks, patch_model, sharing_weights
 from ..spec import parse_mask
-from .options.groups import MaskOptions
+from .options.groups import MaskOptions, MaskOrFileOptions
+
+Chosen = str | MaskConfig | None  # None is the mask that the model carries
 
 
 def check_specs(masks: MaskOptions) -> None:
     """Raise a ValueError for a wrong spec, before anything is loaded."""
     for spec in [*masks.mask, *masks.layers().values()]:
         parse_mask(spec)
+    if masks.backend is not None:
+        check_backend(masks.backend)
 
 
-def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = None) -> list[str | None]:
-    """Return the masks to run; None stands for the one that the model carries.
+def chosen(model: PreTrainedModel, masks: MaskOrFileOptions, default: str | None = None) -> list[Chosen]:
+    """Return the masks to run.
 
     Parameters:
         default: the mask to run if none is named and none is carried.
@@ -29,18 +34,28 @@ def chosen(model: PreTrainedModel, masks: MaskOptions, default: str | None = Non
         ValueError: there is no mask, or options that go with `--mask` are given without it.
     """
     carries = bool(layer_masks(model))
-    if not masks.mask and carries and (masks.layer or masks.replace_model_window):
-        flag = "--layer" if masks.layer else "--replace-model-window"
-        raise ValueError(f"{flag} goes with --mask; name the mask that the model carries, or another")
-    if not masks.mask and not carries and default is None:
+    named: list[Chosen] = [*masks.mask, *([] if masks.mask_config is None else [MaskConfig.load(masks.mask_config)])]
+    if masks.mask_config is not None and (masks.layer or masks.replace_model_window):
+        raise ValueError(f"{_beside_mask(masks)} goes with --mask; --mask-config has its own")
+    if not named and carries and (masks.layer or masks.replace_model_window):
+        raise ValueError(f"{_beside_mask(masks)} goes with --mask; name the mask that the model carries, or another")
+    if not named and not carries and default is None:
         raise ValueError("--mask is missing, and the model carries none; name one: --mask 'window:256|sinks:4'")
-    return list(masks.mask) or [None if carries else default]
+    return named or [None if carries else default]
 
 
-def put_into(model: PreTrainedModel, spec: str | None, masks: MaskOptions, *, check: bool = True) -> PreTrainedModel:
+def put_into(model: PreTrainedModel, mask: Chosen, masks: MaskOptions, *, check: bool = True) -> PreTrainedModel:
     """Patch the model with a mask, or with None check the mask that it carries; return the model."""
-    layers = None if spec is None else masks.layers()
-    return patch_model(model, spec, layers=layers, replace_model_window=masks.replace_model_window, check=check)
+    if not isinstance(mask, str):
+        return patch_model(model, mask, backend=masks.backend, check=check)
+    return patch_model(
+        model,
+        mask,
+        layers=masks.layers(),
+        backend=masks.backend,
+        replace_model_window=masks.replace_model_window,
+        check=check,
+    )
 
 
 def most_lookahead(model: PreTrainedModel) -> tuple[MaskExpression, int]:
@@ -49,7 +64,7 @@ def most_lookahead(model: PreTrainedModel) -> tuple[MaskExpression, int]:
     return worst, worst.unmarked.union.lookahead
 
 
-def copies(model: PreTrainedModel, specs: Sequence[str | None]) -> list[tuple[PreTrainedModel, str | None]]:
+def copies(model: PreTrainedModel, specs: Sequence[Chosen]) -> list[tuple[PreTrainedModel, Chosen]]:
     """Return a model for each mask, all with one set of weights."""
     # A single mask needs no copy.
     return [(model if len(specs) == 1 else sharing_weights(model), spec) for spec in specs]
@@ -62,3 +77,7 @@ def what_runs(model: PreTrainedModel) -> dict[str, Any]:
     runs = config.to_dict()
     del runs["version"]
     return runs
+
+
+def _beside_mask(masks: MaskOptions) -> str:
+    return "--layer" if masks.layer else "--replace-model-window"

@@ -11,6 +11,7 @@ from ..masks.picture import draw_png, draw_text
 from ..plan import Lengths, plan_of
 from ..spec import parse_mask
 from .console import check_picture, say_written
+from .options.groups import LoadingOptions
 from .options.show import ShowModelOptions, ShowOptions
 from .show_model import draw_in_model
 from .terminal import console, errors, signs
@@ -30,10 +31,13 @@ def run(options: ShowOptions) -> None:
     mask = parse_mask(options.spec)
     if mask.is_adaptive and inside.model is None:
         raise ValueError(f"what '{mask}' allows depends on the content; say in which model: --model MODEL --text TEXT")
-    if inside.model is None and inside != ShowModelOptions():
-        raise ValueError("--text, --show-layer and --head show the realized mask in a model; name it: --model MODEL")
+    if inside.model is None and (inside, options.loading) != (ShowModelOptions(), LoadingOptions()):
+        raise ValueError(
+            "--text, --show-layer, --head, --dtype and the like need a model to show the realized mask in; name it: "
+            "--model MODEL"
+        )
     if inside.model is not None:
-        _print(draw_in_model(mask, inside, length, png, WIDEST))
+        _print(draw_in_model(mask, options, WIDEST))
         return
     if png is not None:
         check_picture(png)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from ..evaluation import STDLIB, Text, encode, load_text
-from ..evaluation.loading import check_vocabulary, load_model, load_tokenizer
+from ..evaluation.loading import check_vocabulary, load_tokenizer
 from ..files import written_aside
 from ..masks import MaskExpression
 from ..masks.picture import draw_weights_png, draw_weights_text
 from ..modeling import check_fits, effective_weights, evaluating, label_of, patched, shape_of
 from .console import check_picture, say_written
-from .options.show import ShowModelOptions
+from .loading import check_loading, load_placed
+from .options.show import ShowModelOptions, ShowOptions
 from .terminal import signs
 
 
-def draw_in_model(mask: MaskExpression, options: ShowModelOptions, length: int, png: Path | None, widest: int) -> str:
+def draw_in_model(mask: MaskExpression, asked: ShowOptions, widest: int) -> str:
     """Return the picture as text, unless it is wider than ``widest``, and its figures."""
+    options, length, png = asked.inside, asked.length, asked.png
     assert options.model is not None
+    check_loading(asked.loading)
     if png is not None:
         check_picture(png)
-    tokenizer, model = load_tokenizer(options.model), load_model(options.model)
+    tokenizer = load_tokenizer(options.model, **asked.loading.where())
+    model = load_placed(options.model, asked.loading)
     text = load_text(STDLIB) if options.text is None else Text("--text", options.text)
     tokens = encode(text, tokenizer, length)[0][None].to(model.device)
     if not tokens.numel():

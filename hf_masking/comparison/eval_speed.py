@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
-from transformers import PreTrainedModel
 
 from ..evaluation import WindowedText, in_own_process, side_by_side
-from ..modeling import load, patch_model, sharing_weights
+from ..modeling import sharing_weights
 from .trials import Experiment
 
 logger = logging.getLogger("hf_masking")
@@ -30,9 +29,8 @@ def eval_speeds(experiment: Experiment, masks: Sequence[str]) -> dict[str, float
 
 def measure(experiment: Experiment, masks: Sequence[str]) -> dict[str, float | None]:
     """Load the model once, patch a copy with each mask, and score the held-out text with all of them, interleaved."""
-    model = load(experiment.model, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    models = [_patched(model, mask, experiment) for mask in masks]
+    model = experiment.load()
+    models = [experiment.patch(sharing_weights(model), mask, check=False) for mask in masks]
     text = WindowedText(
         torch.from_numpy(experiment.eval_ids),
         experiment.settings.context,
@@ -42,13 +40,3 @@ def measure(experiment: Experiment, masks: Sequence[str]) -> dict[str, float | N
     )
     measured = side_by_side(models, text)
     return {mask: measurement.tokens_per_second for mask, measurement in zip(masks, measured, strict=True)}
-
-
-def _patched(model: PreTrainedModel, mask: str, experiment: Experiment) -> PreTrainedModel:
-    return patch_model(
-        sharing_weights(model),
-        mask,
-        layers=experiment.layers,
-        replace_model_window=experiment.replace_model_window,
-        check=False,
-    )

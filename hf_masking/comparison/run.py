@@ -41,6 +41,7 @@ class Request:
 
     model: a hub id or a folder; None for a small model that is trained once and kept.
     source: the name of the text in the report.
+    where: arguments of `from_pretrained`, such as the revision.
     longest: the break-even lengths are looked for up to this many tokens.
     """
 
@@ -52,6 +53,9 @@ class Request:
     settings: TrialSettings
     layers: Mapping[int, str] = field(default_factory=dict)
     replace_model_window: bool = False
+    backend: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
     seeds: int = 1
     longest: int = 4096
 
@@ -66,6 +70,7 @@ class Request:
         return {
             "model": self.model or "small LLaMA-style model",
             "model_sha256": digest(Path(self.model)) if self.model and Path(self.model).is_dir() else None,
+            "revision": self.where.get("revision"),
             "small_model": None if self.model else dataclasses.asdict(SMALL),
             "data": {
                 "source": self.source,
@@ -74,6 +79,7 @@ class Request:
             },
             "layers": {str(layer): spec for layer, spec in self.layers.items()},
             "replace_model_window": self.replace_model_window,
+            "backend": self.backend,
             "options": dataclasses.asdict(self.settings),
         }
 
@@ -104,12 +110,13 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
     """
     description = request.description()
     # Errors that every trial would meet are raised before the first one.
-    model = small_outline() if request.model is None else _loaded(request.model)
+    model = small_outline() if request.model is None else _loaded(request.model, request.where)
     labels = _labels(model, request)
     with folder.claimed(description, resume):
-        tokenizer = (
-            small_tokenizer(request.train, request.held_out) if request.model is None else load_tokenizer(request.model)
-        )
+        if request.model is None:
+            tokenizer = small_tokenizer(request.train, request.held_out)
+        else:
+            tokenizer = load_tokenizer(request.model, **request.where)
         experiment = _experiment(tokenizer, model, request)
         del model
         if request.model is None:
@@ -124,7 +131,7 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
             masks=request.masks,
             trials=trials,
             eval_speeds=eval_speeds(experiment, request.masks),
-            pays_from=in_own_process(_break_even, experiment.model, request.masks, request.longest),
+            pays_from=in_own_process(_break_even, experiment, request.masks, request.longest),
             longest=request.longest,
             labels=labels,
             description=description,
@@ -137,9 +144,9 @@ def _title(model: str, request: Request) -> str:
     return f"{model}, {request.source}, context {request.settings.context}, {request.settings.steps} steps"
 
 
-def _loaded(model: str) -> PreTrainedModel:
+def _loaded(model: str, where: Mapping[str, Any]) -> PreTrainedModel:
     refuse_adapter(model)
-    return load_model(model, place=False, dtype=torch.float32)
+    return load_model(model, dtype=torch.float32, **where)
 
 
 def _labels(model: PreTrainedModel, request: Request) -> dict[str, str]:
@@ -150,6 +157,7 @@ def _labels(model: PreTrainedModel, request: Request) -> dict[str, str]:
             model,
             spec,
             layers=request.layers,
+            backend=request.backend,
             replace_model_window=request.replace_model_window,
             check=request.model is not None,
         )
@@ -185,6 +193,9 @@ def _experiment(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, requ
         text_bytes=n_bytes,
         layers=request.layers,
         replace_model_window=request.replace_model_window,
+        backend=request.backend,
+        where={} if request.model is None else request.where,
+        device=request.device,
     )
 
 
@@ -210,8 +221,7 @@ def _try(
     return [done[pair] for pair in pairs]
 
 
-def _break_even(path: str, specs: Sequence[str], longest: int) -> dict[str, int | None]:
-    shape = shape_of(AutoConfig.from_pretrained(path))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    attention = Shape(longest, shape.query_heads, shape.key_heads, shape.head_size, device=device)
+def _break_even(experiment: Experiment, specs: Sequence[str], longest: int) -> dict[str, int | None]:
+    shape = shape_of(AutoConfig.from_pretrained(experiment.model, **experiment.where))
+    attention = Shape(longest, shape.query_heads, shape.key_heads, shape.head_size, device=experiment.device)
     return break_even(specs, attention, longest)

@@ -28,6 +28,7 @@ class Experiment:
     """Hold what all trials share: model, tokens, evaluation windows and training.
 
     train_ids, eval_ids: token ids as NumPy arrays, which go to another process without a file or shared memory.
+    where: arguments of `from_pretrained`, such as the revision.
     settings: of the fine-tuning; every ``eval_every`` steps there is a point of the recovery curve.
     """
 
@@ -41,6 +42,26 @@ class Experiment:
     layers: Mapping[int, str] = field(default_factory=dict)
     eval_batch_size: int = 4
     replace_model_window: bool = False
+    backend: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def load(self) -> PreTrainedModel:
+        """Return the model in float32, on the device of the experiment."""
+        model = load(self.model, dtype=torch.float32, **self.where)
+        model.to(self.device)
+        return model
+
+    def patch(self, model: PreTrainedModel, mask: str, *, check: bool = True) -> PreTrainedModel:
+        """Patch a model with a mask, and return it."""
+        return patch_model(
+            model,
+            mask,
+            layers=self.layers,
+            backend=self.backend,
+            replace_model_window=self.replace_model_window,
+            check=check,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,9 +117,7 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
     started = time.perf_counter()
     torch.manual_seed(seed)
     train_ids, eval_ids = torch.from_numpy(experiment.train_ids), torch.from_numpy(experiment.eval_ids)
-    model = load(experiment.model, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    patch_model(model, mask, layers=experiment.layers, replace_model_window=experiment.replace_model_window)
+    model = experiment.patch(experiment.load(), mask)
     settings = replace(experiment.settings, seed=seed)
     evaluations: list[Perplexity] = []
 

@@ -25,22 +25,32 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_model(name: str, *, place: bool = True, **options: Any) -> PreTrainedModel:
+def load_model(name: str, *, device: str | None = None, **options: Any) -> PreTrainedModel:
     """Load a causal language model from a folder or the hub, with the mask that its checkpoint carries, if any.
 
     Parameters:
-        place: move it to the GPU if there is one.
+        device: move it there; None leaves it on the CPU.
         options: passed to `from_pretrained`.
     """
     model = _load(functools.partial(load, **options), name, "model")
-    return model.to("cuda") if place and torch.cuda.is_available() else model
+    return model if device is None else model.to(device)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, or that of an adapter's base model."""
+def best_device() -> str:
+    """Return "cuda" if there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, or that of an adapter's base model.
+
+    Parameters:
+        where: passed to `from_pretrained`: revision, trust_remote_code.
+    """
     if (Path(name) / "config.json").is_file():
-        _load(AutoConfig.from_pretrained, name, "model")  # the tokenizer's class is looked up in it
-    return _load(_tokenizer, name, "tokenizer")
+        # The tokenizer's class is looked up in the config.
+        _load(functools.partial(AutoConfig.from_pretrained, **where), name, "model")
+    return _load(functools.partial(_tokenizer, **where), name, "tokenizer")
 
 
 def refuse_adapter(name: str) -> None:
@@ -72,9 +82,9 @@ def bos_of(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | Non
     return tokenizer.bos_token_id if wanted else None
 
 
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str, **where: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **where)
     except Exception:
         # An adapter may have been saved without a tokenizer.
         if (base := base_model_of(name)) is None:
@@ -98,6 +108,8 @@ def _reason(error: Exception) -> str:
     """Return a library's message on one line, without its advice to Python users."""
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own; read that, then allow it with --trust-remote-code"
     words = " ".join(str(error).split())
     if not words or not isinstance(error, (ValueError, OSError)):
         words = f"{type(error).__name__}: {words or 'no reason given'}"

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...options import option
-from .groups import OutputOption
+from .groups import DTYPES, OutputOption
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 README_MASKS = ["window:256", "strided:64", "log_sparse", "window:256|sinks:4", "strided:64|window:64", "causal"]
 
 

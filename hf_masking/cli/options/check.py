@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...options import argument, option
-from .groups import MaskOptions, OutputOption
+from .groups import LoadingOptions, MaskOrFileOptions, OutputOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class CheckOptions:
     )
 
     model: str = argument(..., "a hub id or a folder")
-    masks: MaskOptions
+    loading: LoadingOptions
+    masks: MaskOrFileOptions
     length: list[int] = option([], "tokens in the prompts; repeatable; by default around every edge of the mask")
     new_tokens: int = option(10, "tokens that each mode generates")
     output: OutputOption

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...comparison.trial_settings import TrialSettings
 from ...options import argument, option
-from .groups import DataOptions, MaskOptions
+from .groups import DataOptions, MaskOptions, SourceOptions
 
 MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
 
@@ -30,6 +30,8 @@ class CompareOptions:
     )
 
     model: str | None = argument(None, "a hub id or a folder; by default a small model, trained once and kept")
+    source: SourceOptions
+    device: str | None = option(None, "cpu, cuda or cuda:1; by default a GPU if there is one")
     masks: ComparedMaskOptions
     data: DataOptions
     settings: TrialSettings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...options import argument, option
-from .groups import DataOptions, MaskOptions, OutputOption
+from .groups import DataOptions, LoadingOptions, MaskOrFileOptions, OutputOption
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class EvalOptions:
     )
 
     model: str = argument(..., "a hub id or a folder")
-    masks: MaskOptions
+    loading: LoadingOptions
+    masks: MaskOrFileOptions
     data: DataOptions
     windows: WindowOptions
     output: OutputOption

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...options import argument, option
 from ...training.settings import TrainingSettings
-from .groups import DataOptions, OneMaskOptions
+from .groups import DataOptions, OneMaskOptions, SourceOptions
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class FinetuneOptions:
 
     model: str = argument(..., "a hub id or a folder")
     output: Path = option(..., "folder for the log, the checkpoints and the best model")
+    source: SourceOptions
     masks: OneMaskOptions
     data: TrainingDataOptions
     streaming: StreamOptions

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...options import argument, option
-from .groups import OneMaskOptions
+from .groups import LoadingOptions, OneMaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class GenerateOptions:
     )
 
     model: str = argument(..., "a hub id or a folder")
+    loading: LoadingOptions
     masks: OneMaskOptions
     prompt: str = option("", "the text to continue")
     max_new_tokens: int = option(128, "the greatest number of tokens to generate")

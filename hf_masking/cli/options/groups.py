@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...options import option
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class MaskOptions:
         False,
         "ignore the model's own sliding window (Mistral, Gemma) instead of intersecting the mask with it",
         "--replace-model-window",
+    )
+
+    backend: str | None = option(
+        None, "what computes attention: auto, reference, sdpa, gathered, blockwise or flex; by default auto"
     )
 
     def layers(self) -> dict[int, str]:
@@ -38,10 +45,39 @@ class MaskOptions:
 
 
 @dataclass(frozen=True)
-class OneMaskOptions(MaskOptions):
+class MaskOrFileOptions(MaskOptions):
+    """Select the masks, by spec or from a file."""
+
+    mask_config: Path | None = option(None, "a JSON file of masks, as MaskConfig.save writes it; like one more --mask")
+
+
+@dataclass(frozen=True)
+class OneMaskOptions(MaskOrFileOptions):
     """Select the mask of a command that runs a single one."""
 
     mask: list[str] = option([], "the mask, e.g. 'window:256|sinks:4'; by default the checkpoint's own")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Say where a model is found on the hub, and whether its code is trusted."""
+
+    revision: str | None = option(None, "branch, tag or commit of a hub model")
+    trust_remote_code: bool = option(False, "run the code that a model brings; read it first", "--trust-remote-code")
+
+    def where(self) -> dict[str, Any]:
+        """Return the arguments for `from_pretrained`."""
+        # Never left out: Transformers would ask on the terminal.
+        where: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        return where if self.revision is None else where | {"revision": self.revision}
+
+
+@dataclass(frozen=True)
+class LoadingOptions(SourceOptions):
+    """Say how a model is loaded."""
+
+    dtype: str | None = option(None, f"{', '.join(DTYPES)}; by default as saved")
+    device: str | None = option(None, "cpu, cuda or cuda:1; by default a GPU if there is one")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...options import argument, option
+from .groups import LoadingOptions
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,4 @@ class ShowOptions:
     length: int = option(32, "number of positions")
     png: Path | None = option(None, "draw the mask into this file")
     inside: ShowModelOptions
+    loading: LoadingOptions
