@@ -29,7 +29,7 @@ from ..patching.layer_mask import LayerMask, attach, attached
 from ..patching.record import require_patch
 from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
 from .readout import Readout
-from .refusals import explained, refuse_not_finite
+from .refusals import explained, refuse_not_finite, refuse_without_influence
 from .report import CheckReport, CheckRow
 from .rounding import TOLERANCES, Rounding, distance, precision, relative, spread
 
@@ -174,6 +174,7 @@ class _Probe:
             row, column = divmod(int(leaks.argmax()), len(CHANGED))
             detail = f"(row {row} depends on token {CHANGED[column]}, which is out of its reach)"
         elif exact and (real & reach & (influence == 0)).any():
+            refuse_without_influence(self.model, self.tokens, self.read.another(int(self.tokens[0, 0]), 1))
             row, column = (real & reach & (influence == 0)).nonzero()[0].tolist()
             detail = f"(row {row} does not depend on token {CHANGED[column]}, which it may attend to)"
         return CheckRow(name, not detail, float(leaks.max()), detail)

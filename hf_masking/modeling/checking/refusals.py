@@ -67,3 +67,21 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
                 f"{name} of {read.name} is not finite, although no checkpoint holds it; correct the config that it "
                 "is computed from"
             )
+
+
+def refuse_without_influence(model: nn.Module, tokens: Tensor, other: int) -> None:
+    """Raise an `UnsupportedModelError` for a model in which no token influences another, without a mask either.
+
+    Output projections that start at zero are common in training from scratch; nothing can be checked then.
+
+    Parameters:
+        tokens: ``[1, N]``, whose first token is replaced.
+        other: the token that replaces it.
+    """
+    read = Readout(unpatched_copy(model))
+    changed = torch.cat([tokens.new_tensor([[other]]), tokens[:, 1:]], dim=1)
+    if torch.equal(read(tokens)[:, 1:], read(changed)[:, 1:]):
+        raise UnsupportedModelError(
+            f"no token influences another in {read.name}, with a mask or without, so that no mask can be checked; are "
+            "the output projections of its attention zero? Initialize or train them first, or patch with check=False"
+        )

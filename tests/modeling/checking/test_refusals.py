@@ -157,3 +157,13 @@ def test_rows_that_only_the_mask_makes_not_finite_are_named(monkeypatch):
     assert not report.passed
     details = {row.detail for row in report.rows if row.detail}
     assert details and all("is not finite" in detail for detail in details)
+
+
+def test_a_model_whose_attention_changes_nothing_is_named():
+    """Output projections that start at zero, as in training from scratch."""
+    model = build("llama")
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    with pytest.raises(UnsupportedModelError, match=r"no token influences another in LlamaForCausalLM, with a mask or"):
+        patch_model(model, MASK)
+    patch_model(model, MASK, check=False)
