@@ -25,7 +25,7 @@ class Run:
         row 1   . x x x x x x . .
         row 2   . . x x x x x x .
         row 3   . . . x x x x x x
-                |left |     |right|
+                |left|      |right|
 
     Block t begins at row ``first_row + t * rows`` and its slab at key ``first_key + t * rows``, so the slabs of a run
     may overlap. A single block may have any slab.

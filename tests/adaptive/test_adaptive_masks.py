@@ -13,7 +13,7 @@ from hf_masking.adaptive import ADAPTIVE, Features, LayerShape, relevance
 from hf_masking.adaptive.adaptive_mask import TILE
 from hf_masking.masks import FOREVER, Causal, SlidingWindow
 
-from ..attention.test_blockwise import LargestTensor
+from ..attention.problems import LargestTensor
 from . import oracle
 
 SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2, head_size=3)

@@ -1,86 +1,15 @@
 """The blockwise backend against the reference: outputs and gradients, and what a reference cannot show."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hf_masking.attention import fused, masked_attention
-from hf_masking.masks import HeadMasks, Mask
 from hf_masking.plan import Documents
 
 from ..masks.strategies import expressions
-
-LONGEST = 100
-
-
-@dataclass
-class Problem:
-    mask: Mask
-    queries: int
-    keys: int
-    key_heads: int
-    group: int
-    documents: list[list[int]] | None
-    dtype: torch.dtype
-    softcap: float | None
-    sinks: bool
-    scale: float | None
-
-    def inputs(self) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.queries * 101 + self.keys)
-        heads = self.key_heads * self.group
-        shapes = [(heads, self.queries, 5), (self.key_heads, self.keys, 5), (self.key_heads, self.keys, 3)]
-        rows = 2 if self.documents else 1
-        tensors = [torch.randn(rows, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        if self.sinks:
-            tensors.append(torch.randn(heads, generator=generator, dtype=torch.float64))
-        return [tensor.to(self.dtype) for tensor in tensors]
-
-    def outputs(self, inputs: list[torch.Tensor], backend: str) -> list[torch.Tensor]:
-        """The output and the gradients of a fixed weighted sum of it."""
-        inputs = [x.clone().requires_grad_() for x in inputs]
-        documents = None if self.documents is None else torch.tensor(self.documents)
-        output = masked_attention(
-            *inputs[:3],
-            self.mask,
-            documents=documents,
-            backend=backend,
-            scale=self.scale,
-            softcap=self.softcap,
-            sink_logits=inputs[3] if self.sinks else None,
-        )
-        weight = torch.linspace(-1, 1, output.numel()).view(output.shape).to(self.dtype).to(output.dtype)
-        (output * weight).sum().backward()
-        return [output.detach(), *(x.grad for x in inputs)]
-
-
-@st.composite
-def problems(draw) -> Problem:
-    keys = draw(st.integers(1, LONGEST))
-    key_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (1, 6), (2, 3), (3, 2)]))
-    counts = [count for count in (1, 2, 3) if key_heads * group % count == 0]
-    masks = draw(st.lists(expressions, min_size=(count := draw(st.sampled_from(counts))), max_size=count))
-    # Documents as lengths of runs, so that most have several tokens: -1 is padding, and an id may come back later.
-    run = st.tuples(st.integers(-1, 2), st.integers(1, 40))
-    row = st.lists(run, min_size=1, max_size=8).map(lambda runs: [i for i, n in runs for _ in range(n)])
-    rows = draw(st.none() | st.tuples(row, row))
-    return Problem(
-        mask=masks[0] if count == 1 else HeadMasks(tuple(masks)),
-        queries=draw(st.integers(1, keys)),
-        keys=keys,
-        key_heads=key_heads,
-        group=group,
-        documents=None if rows is None else [(r * keys)[:keys] for r in rows],
-        dtype=draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])),
-        softcap=draw(st.sampled_from([None, None, 2.0])),
-        sinks=draw(st.booleans()),
-        scale=draw(st.sampled_from([None, None, 0.7, 0.0, -0.7])),
-    )
+from .problems import LargestTensor, long_inputs, problems
 
 
 @given(problems())
@@ -118,13 +47,6 @@ LONG = [
 ]
 
 
-def long_inputs(length, dtype=torch.float64, heads=2, queries=None):
-    generator = torch.Generator().manual_seed(length)
-    lengths = (length if queries is None else queries, length, length)
-    tensors = [torch.randn(1, heads, n, 8, generator=generator, dtype=dtype) for n in lengths]
-    return [tensor.requires_grad_() for tensor in tensors]
-
-
 @pytest.mark.parametrize("spec", LONG)
 @pytest.mark.parametrize("queries", [700, 333])
 @pytest.mark.parametrize("with_fused_kernel", [True, False])
@@ -139,21 +61,6 @@ def test_equals_the_reference_over_several_blocks_of_every_size(spec, queries, w
         results.append([output.detach(), *(x.grad for x in inputs)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had that any operation made."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        # Storage, since a view that repeats elements takes none.
-        sizes = [x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
 
 
 @pytest.mark.parametrize("spec", LONG)
@@ -279,23 +186,6 @@ def test_layouts_that_are_not_contiguous():
     query, key, value = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in long_inputs(300))
     ours = masked_attention(query, key, value, "strided:8|window:40", backend="blockwise")
     torch.testing.assert_close(ours, masked_attention(query, key, value, "strided:8|window:40", backend="reference"))
-
-
-def test_a_fused_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
-    query = torch.zeros(1, 1, 8)
-    fused._works.cache_clear()
-    assert fused.can_do(query, query)
-    monkeypatch.setattr(fused, "attend", lambda q, k, v, bias, scale: (q * 0, q[..., :1] * 0))
-    fused._works.cache_clear()
-    assert not fused.can_do(query, query)
-
-    def missing(*arguments):
-        raise AttributeError("no such operator")
-
-    monkeypatch.setattr(fused, "attend", missing)
-    fused._works.cache_clear()
-    assert not fused.can_do(query, query)
-    fused._works.cache_clear()
 
 
 def test_under_autocast_nothing_is_rounded_but_inputs_and_output():

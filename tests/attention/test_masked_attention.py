@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hf_masking import parse_mask
 from hf_masking.attention import masked_attention
 from hf_masking.plan import Documents
-from hf_masking.plan.documents import ids_from_padding, ids_from_position_ids, positions_in_documents
 
 from ..masks.oracle import allowed
 from ..masks.strategies import expressions
@@ -138,20 +137,6 @@ def test_a_scale_that_is_not_positive(scale, backend, mask):
         results.append([output, *torch.autograd.grad(output.square().sum(), (query, key))])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_positions_in_documents():
-    ids = torch.tensor([[-1, 0, 0, 1, -1, 1, 0], [3, 3, 3, 3, 3, 3, 3]])
-    expected = torch.tensor([[-1, 0, 1, 0, -1, 1, 2], [0, 1, 2, 3, 4, 5, 6]], dtype=torch.int32)
-    assert torch.equal(positions_in_documents(ids), expected)
-
-
-def test_documents_from_position_ids():
-    real = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1]]).bool()
-    # A hole repeats a position without starting a document; a real token that repeats one does start it.
-    position_ids = torch.tensor([[1, 0, 1, 2, 2, 3, 0, 0]])
-    assert ids_from_position_ids(position_ids, real).tolist() == [[-1, 0, 0, 0, -1, 0, 1, 2]]
-    assert ids_from_padding(real).tolist() == [[-1, 0, 0, 0, -1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(

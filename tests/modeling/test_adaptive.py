@@ -23,7 +23,7 @@ from hf_masking.modeling import is_learned
 from hf_masking.modeling.caching import layer as cache_layer
 from hf_masking.modeling.features import current_features
 
-from ..attention.test_blockwise import LargestTensor
+from ..attention.problems import LargestTensor
 from .families import CONFIGS, build
 
 SPECS = {

@@ -1,17 +1,10 @@
 """Plans touch what the mask allows and little more, and what they are made of is what they say."""
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hf_masking import parse_mask
-from hf_masking.masks import Tile
 from hf_masking.masks.counting import count_pairs
-from hf_masking.plan import Blocks, Diagonals, Documents, Lengths, Segment, is_causal, plan_of
-from hf_masking.plan.tiles import tiles_of_batch
-
-from ..masks.strategies import expressions
+from hf_masking.plan import Blocks, Diagonals, Lengths, is_causal, plan_of
 
 # The masks that the benchmark names, and compositions of three parts.
 NAMED = [
@@ -86,45 +79,3 @@ def test_a_plan_is_made_once_for_the_same_lengths():
 )
 def test_what_counts_as_causal(spec, lengths, expected):
     assert is_causal(parse_mask(spec), lengths) is expected
-
-
-def test_segments_are_the_documents_with_queries():
-    ids = torch.tensor([[-1, -1, 0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0, -1]])
-    segments = Documents.from_ids(ids, torch.arange(3, 8)).segments
-    assert segments[:2] == (
-        Segment(0, Lengths(1, 2, 0, 3), slice(0, 2), slice(2, 5)),
-        Segment(0, Lengths(0, 3, 0, 3), slice(2, 5), slice(5, 8)),
-    )
-    (scattered,) = segments[2:]
-    assert scattered.lengths == Lengths(2, 4, 0, 6) and scattered.queries == slice(0, 4)
-    assert scattered.keys.tolist() == [0, 1, 3, 4, 5, 6]
-
-
-def test_positions_with_gaps_are_refused():
-    positions = torch.tensor([[0, 1, 3]], dtype=torch.int32)
-    documents = Documents(positions, torch.zeros_like(positions), positions, torch.zeros_like(positions))
-    with pytest.raises(ValueError, match="must be consecutive"):
-        _ = documents.segments
-
-
-@given(
-    expressions,
-    st.lists(st.lists(st.integers(-1, 2), min_size=30, max_size=30).map(sorted), min_size=2, max_size=2),
-    st.integers(1, 30),
-)
-@settings(max_examples=500)
-def test_tiles_of_a_batch_are_sound(mask, ids, queries):
-    documents = Documents.from_ids(torch.tensor(ids), torch.arange(30 - queries, 30))
-    tiles, block = tiles_of_batch(mask, documents, 4), 4
-    allowed = documents.allows(mask)
-    for row, query_block, key_block in torch.cartesian_prod(*(torch.arange(n) for n in tiles.shape)).tolist():
-        tile = allowed[row, query_block * block :, key_block * block :][:block, :block]
-        said = tiles[row, query_block, key_block]
-        assert said != Tile.NONE or not tile.any()
-        assert said != Tile.ALL or tile.all()
-
-
-def test_tiles_know_what_is_whole():
-    tiles = tiles_of_batch(parse_mask("window:16"), Documents.single(32, 32), 8)
-    expected = [[1, 0, 0, 0], [2, 1, 0, 0], [1, 2, 1, 0], [0, 1, 2, 1]]
-    assert tiles[0].tolist() == expected
