@@ -17,11 +17,12 @@ import typer
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
-from hf_masking import parse_mask, patch_model
+from hf_masking import patch_model
 from hf_masking.evaluation.loading import silence_libraries
 from hf_masking.files import write_json
 from hf_masking.machine import describe_machine
-from hf_masking.modeling.caching.layer import MaskedLayer, adopt
+from hf_masking.modeling.caching.adopt import adopt
+from hf_masking.modeling.caching.layer import MaskedLayer
 
 MASK = "window:256|sinks:4"
 ROOM = 256  # columns behind the context in which the static cache can decode
@@ -51,12 +52,11 @@ def contenders(
         "dynamic cache": (model, DynamicCache(config=model.config)),
         "static cache": (model, StaticCache(config=model.config, max_cache_len=context + ROOM)),
     }
-    adopt(caches[MASK][1])
+    adopt(caches[MASK][1], masked)
     for _, cache in caches.values():
         fill(cache, model.config, context)
     for layer in caches[MASK][1].layers:
         assert isinstance(layer, MaskedLayer)
-        layer.bind(parse_mask(MASK), reads=parse_mask(MASK))
         # As if the patched model had read the context.
         layer.masked = True
     return caches

@@ -69,7 +69,7 @@ class Running:
         """Return `Batch.readable`, worked out once for all layers of a mask."""
         return self._once(("readable", mask), columns, lambda: self.batch.readable(mask, columns, first))
 
-    def retained(self, mask: MaskExpression, columns: Tensor) -> Documents:
+    def retained(self, mask: MaskExpression | None, columns: Tensor) -> Documents:
         """Return `Batch.describe`: the same object for all layers of a mask, which then share a plan."""
         return self._once(("retained", mask), columns, lambda: self.batch.describe(columns))
 

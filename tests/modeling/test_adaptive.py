@@ -20,7 +20,8 @@ from hf_masking import (
     unpatch_model,
 )
 from hf_masking.modeling import is_learned
-from hf_masking.modeling.caching import layer as cache_layer
+from hf_masking.modeling.caching import eviction
+from hf_masking.modeling.caching.buffer import ColumnBuffer
 from hf_masking.modeling.features import current_features
 
 from ..attention.problems import LargestTensor
@@ -92,7 +93,7 @@ def test_a_pretrained_model_starts_as_it_was(family, spec):
     ("name", "family"), list(zip(SPECS, itertools.cycle(["gpt2", "llama", "gemma3"]), strict=False))
 )
 def test_every_mode_of_generation_equals_recomputation(family, name, monkeypatch):
-    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
+    monkeypatch.setattr(eviction, "ROLLBACK", 12)
     model = model_of(family, SPECS[name], max_position_embeddings=512)
     report = check_model(model)
     assert report.passed, f"\n{report}"
@@ -208,7 +209,7 @@ def test_the_effective_mask_is_the_realised_one():
 
 
 def test_a_cache_keeps_the_longest_span(monkeypatch):
-    monkeypatch.setattr(cache_layer, "ROLLBACK", 4)
+    monkeypatch.setattr(eviction, "ROLLBACK", 4)
     model = patch_model(build("llama"), "adaptive_span:max=40,ramp=4", check=False)
     for layer, share in zip(model.model.layers, (0.1, 0.5), strict=True):
         torch.nn.init.constant_(layer.self_attn.hf_masking.adaptive_span.share, share)
@@ -302,10 +303,15 @@ def blocks_counted_in_columns(monkeypatch):
 
 
 def features_of_keys_not_reordered(monkeypatch):
-    def select(self, rows):
-        pass
+    honest = ColumnBuffer.select
 
-    monkeypatch.setattr(cache_layer.MaskedLayer, "_select", select)
+    def select(self, rows):
+        features = self._tensors.get("features")
+        honest(self, rows)
+        if features is not None:
+            self._tensors["features"] = features
+
+    monkeypatch.setattr(ColumnBuffer, "select", select)
 
 
 def a_span_that_the_cache_thinks_shorter(monkeypatch):
@@ -325,7 +331,7 @@ def a_span_that_the_cache_thinks_shorter(monkeypatch):
     ],
 )
 def test_planted_faults_turn_a_row_red(name, fault, monkeypatch):
-    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
+    monkeypatch.setattr(eviction, "ROLLBACK", 12)
     model = model_of("llama", SPECS[name], max_position_embeddings=512)
     fault(monkeypatch)
     assert not (check_model(model).passed and check_generation(model, lengths=[9, 41]).passed)

@@ -21,7 +21,7 @@ from ...masks import MaskExpression
 from ..api import cache_with_prefix, patch_model, unpatch_model
 from ..base_model.architecture import positions_of, pretrained
 from ..base_model.modes import evaluating
-from ..caching.layer import ROLLBACK
+from ..caching.eviction import ROLLBACK
 from ..forward.interface import recording
 from ..forward.marks import Asks
 from ..patching.record import layer_masks, require_patch

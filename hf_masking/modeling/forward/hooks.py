@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .. import running
-from ..caching.layer import adopt, new_cache, self_attention_cache
+from ..caching.adopt import adopt, new_cache, self_attention_cache
 from ..caching.record import record_of
 from ..patching.config import KEY
 from .arguments import OWN, read
@@ -47,7 +47,7 @@ def enter(
         _refuse_generation(arguments, lookahead)
         cache = _cache(module, arguments, asks)
         held = self_attention_cache(cache)
-        adopted = held if held is not None and adopt(held, asks.content) else None
+        adopted = held if held is not None and adopt(held, module, asks.content) else None
         beside = {
             "attentions": _wants_attentions(module, arguments),
             "for_loss": _for_loss(module, names, kwargs),
@@ -88,7 +88,7 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) ->
     if not use_cache:
         return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-    return None if checkpoints else new_cache(module.config, asks.content)
+    return None if checkpoints else new_cache(module, asks.content)
 
 
 def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ...adaptive import Features
-from ...attention import attention_with_probabilities, compiled, masked_attention, name_of, takes_gaps
-from ...masks import Causal, MaskExpression
+from ...attention import attention_with_probabilities, compiled, masked_attention, name_of
+from ...masks import MaskExpression
 from ...plan import Documents
 from .. import running
-from ..caching.layer import MaskedLayer, layer_of
+from ..caching.adopt import layer_of
+from ..caching.layer import MaskedLayer
 from ..features import current_features, with_keys
 from ..in_graph import ADAPTS, EVICTS
 from ..patching.config import KEY
@@ -114,13 +114,10 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     mask = layer_mask.under(sliding_window)
     cached = _cache_layer(module)
-    features: tuple[Features, ...] = ()
-    reads = mask
-    if mask.is_adaptive:
-        features, reads = _content(mask, cached, query.shape[2], key.shape[2])
     if cached is not None:
-        cached.bind(mask, reads if takes_gaps(layer_mask.backend) else None)
-    documents = _documents(module, slot, reads, cached, query.shape[2], key.shape[2])
+        cached.eviction.require(layer_mask, sliding_window)
+    features = _features(mask, cached, query.shape[2], key.shape[2]) if mask.is_adaptive else ()
+    documents = _documents(module, slot, cached, query.shape[2], key.shape[2])
     if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
         calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
@@ -182,17 +179,6 @@ def _cache_layer(module: nn.Module) -> MaskedLayer | None:
     return None if batch is None else layer_of(batch.cache, module)
 
 
-def _content(
-    mask: MaskExpression,
-    cached: MaskedLayer | None,
-    n_queries: int,
-    n_keys: int,
-) -> tuple[tuple[Features, ...], MaskExpression]:
-    """Return the features of an adaptive mask, and a static mask of the keys that later queries may read."""
-    features = _features(mask, cached, n_queries, n_keys)
-    return features, _reads(mask, features)
-
-
 def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
     """Return the features of all queries and keys."""
     features, call = current_features(), running.current()
@@ -210,25 +196,8 @@ def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, 
     return with_keys(features, cached.features)
 
 
-def _reads(mask: MaskExpression, features: Sequence[Features]) -> MaskExpression:
-    """Return a static mask of the keys that later queries may read."""
-    graded = mask.normal_form()
-    if any(leaf.selects for leaf in graded.leaves):
-        # Every block is scored, also where an intersection then leaves it out.
-        return Causal() if graded.full is None else graded.full | Causal()
-    reads = [leaf.reads(read) for leaf, read in zip(graded.leaves, features, strict=True)]
-    assert graded.domain is not None
-    read = functools.reduce(operator.and_, (one for one in reads if one != Causal()), graded.domain)
-    return read if graded.full is None else graded.full | read
-
-
 def _documents(
-    module: nn.Module,
-    slot: Tensor | None,
-    mask: MaskExpression,
-    cached: MaskedLayer | None,
-    n_queries: int,
-    n_keys: int,
+    module: nn.Module, slot: Tensor | None, cached: MaskedLayer | None, n_queries: int, n_keys: int
 ) -> Documents:
     """Return the documents in the mask slot; where a cache holds earlier keys, those of the keys that it retains."""
     if slot is not None and mask_slot.is_slot(slot, n_queries + n_keys):
@@ -236,7 +205,7 @@ def _documents(
     call = running.current()
     described = call is not None and call.batch.new == n_queries and mask_slot.is_slot(slot, n_queries)
     if call is not None and described and cached is not None and len(cached.columns) == n_keys:
-        return call.retained(mask, cached.columns)
+        return call.retained(cached.eviction.reads, cached.columns)
     raise _without_positions(module, slot, n_queries, n_keys)
 
 

@@ -23,8 +23,9 @@ from hf_masking import parse_mask
 from hf_masking.attention import BACKENDS
 from hf_masking.modeling import patch_model, patched, running, unpatch_model
 from hf_masking.modeling.batch import Batch
-from hf_masking.modeling.caching import layer as cache_layer
+from hf_masking.modeling.caching import eviction
 from hf_masking.modeling.caching.layer import MaskedLayer
+from hf_masking.modeling.patching.layer_mask import LayerMask
 
 from ...masks.oracle import matrix
 from ..families import CONFIGS, MASKS, build, tokens
@@ -239,7 +240,8 @@ class Run:
     """A cache layer under a mask, and beside it a list of everything that was ever appended."""
 
     def __init__(self, mask, real):
-        self.layer, self.mask, self.real = MaskedLayer(), parse_mask(mask), torch.tensor(real).bool()
+        self.mask, self.real = parse_mask(mask), torch.tensor(real).bool()
+        self.layer = MaskedLayer(LayerMask(self.mask))
         self.rows = torch.arange(len(real))
 
     def append(self, new):
@@ -252,7 +254,6 @@ class Run:
         running.push(module, stacked)
         try:
             keys, values = self.layer.update(states, -states)
-            self.layer.bind(self.mask, reads=self.mask)
         finally:
             # What stays on the stack would fail tests that have nothing to do with it.
             running.pop(module)
@@ -265,7 +266,7 @@ class Run:
         assert torch.equal(keys[:, 0, :, 0], columns[None].float() + 1000 * self.rows[:, None].float())
         assert torch.equal(keys, self.layer.keys)
         positions = stacked.positions(torch.arange(self.layer.seen)).expand(len(self.rows), -1)
-        for row, next_position in enumerate(stacked.count(self.layer.floor).expand(len(self.rows)).tolist()):
+        for row, next_position in enumerate(stacked.count(self.layer.eviction.floor).expand(len(self.rows)).tolist()):
             dropped = set(range(self.layer.seen)) - set(columns.tolist())
             read = [position for column in dropped if (position := int(positions[row, column])) >= 0]
             assert not pairs(self.mask)[next_position:, read].any()
@@ -297,7 +298,7 @@ CHANGES = st.one_of(
 def test_a_layer_keeps_what_can_still_be_read(mask, real, changes, with_gradients):
     """With gradients a step makes new tensors, without it writes in place."""
     with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(with_gradients):
-        patch.setattr(cache_layer, "ROLLBACK", 6)
+        patch.setattr(eviction, "ROLLBACK", 6)
         run = Run(mask, real)
         for change, argument in changes:
             layer = run.layer
@@ -309,7 +310,7 @@ def test_a_layer_keeps_what_can_still_be_read(mask, real, changes, with_gradient
                     layer.crop(-argument)
                     assert layer.seen == seen - argument
                 except ValueError:
-                    assert seen - argument < layer.floor <= seen - argument + 6
+                    assert seen - argument < layer.eviction.floor <= seen - argument + 6
             elif change == "repeat" and len(run.rows) <= 4:
                 layer.batch_repeat_interleave(argument)
                 run.rows = run.rows.repeat_interleave(argument)
@@ -326,7 +327,7 @@ def test_sixty_four_tokens_can_be_taken_back():
     assert len(run.layer.columns) <= 4 + 64 + 1 + 2
     run.layer.crop(-64)
     run.append(3)
-    with pytest.raises(ValueError, match=r"a cache of 239 tokens cannot be cropped to 39: it has dropped what the tok"):
+    with pytest.raises(ValueError, match=r"a cache of 239 tokens cannot be cropped to 39: it has evicted what the to"):
         run.layer.crop(-200)
 
 
@@ -426,7 +427,7 @@ def test_a_mask_that_is_forgotten_in_a_later_call_is_noticed():
     given = model(tokens(2, 90), attention_mask=attention_mask).past_key_values
     longer = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
     model(tokens(2, 1), attention_mask=longer, past_key_values=given)
-    with pytest.raises(ValueError, match="attention_mask says something else of the cached tokens than before"):
+    with pytest.raises(ValueError, match="attention_mask differs from the previous call on tokens that are already"):
         model(tokens(2, 1), past_key_values=given)
 
 
@@ -551,13 +552,13 @@ def test_what_has_been_dropped_stays_dropped_when_rows_are_chosen():
     held = model(tokens(2, 300), attention_mask=attention_mask).past_key_values
     longer = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
     model(tokens(2, 1), attention_mask=longer, past_key_values=held)
-    floor = held.layers[0].floor
+    floor = held.layers[0].eviction.floor
     assert floor == 300 - 64
     held.crop(-60)
     held.batch_select_indices(torch.tensor([1]))
     for _ in range(3):
         seen = held.get_seq_length()
         model(tokens(1, 1), attention_mask=longer[1:, : seen + 1], past_key_values=held)
-    assert held.layers[0].floor >= floor
-    with pytest.raises(ValueError, match="it has dropped what the tokens before"):
+    assert held.layers[0].eviction.floor >= floor
+    with pytest.raises(ValueError, match="it has evicted what the toens before"):
         held.crop(-20)

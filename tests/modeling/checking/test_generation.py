@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, RobertaConfig
 from hf_masking import check_generation, parse_mask
 from hf_masking.modeling import batch, patch_model, unpatch_model
 from hf_masking.modeling.batch import Batch
-from hf_masking.modeling.caching import layer as cache_layer
+from hf_masking.modeling.caching import eviction
 from hf_masking.modeling.caching.layer import MaskedLayer
 from hf_masking.modeling.checking import generation
 from hf_masking.modeling.checking.generation import MODES, borders
@@ -42,7 +42,7 @@ MASKS = [
 @pytest.fixture
 def soon(monkeypatch):
     """Caches let go of keys after a few tokens already."""
-    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
+    monkeypatch.setattr(eviction, "ROLLBACK", 12)
 
 
 def model_of(family, mask):

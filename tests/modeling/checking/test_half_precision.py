@@ -5,7 +5,7 @@ import torch
 
 from hf_masking import check_generation
 from hf_masking.modeling import patch_model
-from hf_masking.modeling.caching import layer as cache_layer
+from hf_masking.modeling.caching import eviction
 from hf_masking.modeling.checking import generation
 from hf_masking.modeling.checking.generation import MODES
 from hf_masking.modeling.checking.rounding import TOLERANCES, precision
@@ -48,7 +48,7 @@ _NOT_FELT = [("assisted by a patched draft model", "a_crop_too_short")]
     [(mode, fault) for mode in MODES for fault in FAULTS[mode] if (mode, fault.__name__) not in _NOT_FELT],
 )
 def test_a_planted_fault_turns_the_row_red(monkeypatch, mode, fault):
-    monkeypatch.setattr(cache_layer, "ROLLBACK", 12)
+    monkeypatch.setattr(eviction, "ROLLBACK", 12)
     model = model_of("llama", "window:4|sinks:2", torch.bfloat16)
     monkeypatch.setattr(generation, "MODES", {mode: MODES[mode]})
     assert check_generation(model, lengths=[41]).passed
