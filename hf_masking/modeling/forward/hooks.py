@@ -16,6 +16,7 @@ from ..caching.adopt import adopt, new_cache, self_attention_cache
 from ..caching.record import record_of
 from ..patching.config import KEY
 from .arguments import OWN, read
+from .generation import GenerationState, generation_state
 from .interface import HARMLESS
 from .marks import Asks
 
@@ -124,13 +125,7 @@ def _refuse_another_implementation(module: PreTrainedModel) -> None:
 
 
 def _refuse_generation(arguments: Mapping[str, Any], lookahead: int) -> None:
-    if not lookahead:
-        return
-    cache = arguments.get("past_key_values")
-    decodes = cache is not None and bool(cache.get_seq_length())
-    # What `generate` asks for in every step, cached or not.
-    asks_for_next_token = not torch.is_grad_enabled() and arguments.get("logits_to_keep") in (1, True)
-    if decodes or asks_for_next_token:
+    if lookahead and generation_state(arguments) is not GenerationState.NONE:
         raise ValueError(
             f"the mask looks {lookahead} tokens ahead, so a model under it cannot generate; "
             "use a causal mask, for example patch_model(model, 'block_local:64,1')"

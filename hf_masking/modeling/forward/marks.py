@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from ...masks import MaskExpression
 from ...plan.documents import PADDING, renumbered
 from ..caching.record import record_of
+from .generation import GenerationState, candidates, generation_state
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,18 @@ def _said_elsewhere(
 
 
 def _prompts(arguments: Mapping[str, Any], real: Tensor | None, rows: int, new: int) -> Tensor | None:
-    """The lengths of the prompts ``[B]``, if this is the first call of `generate`."""
-    to_keep = arguments.get("logits_to_keep")
-    if torch.is_grad_enabled() or not isinstance(to_keep, int) or to_keep < 1:
+    """Return the lengths of the prompts ``[B]`` in the first call of `generate`, None in other calls."""
+    state = generation_state(arguments)
+    if state is GenerationState.CHUNK:
+        raise ValueError(
+            "the attention_mask or position_ids of this first call are slices of longer ones, as in chunked prefill, "
+            "where a chunk would pass for the prompt; give the lengths: past_key_values=cache_with_prefix(model, "
+            "lengths), or clone() a mask that is a slice"
+        )
+    if state is not GenerationState.PROMPT:
         return None
-    # `generate` brings its cache and the position ids; without these a call is not known to be its first.
-    if not isinstance(arguments.get("past_key_values"), Cache) or arguments.get("position_ids") is None:
-        return None
-    # The trap: a chunk of a prefill looks like a prompt, but for what is cut off a longer tensor for it.
-    for name in ("attention_mask", "position_ids"):
-        tensor = arguments.get(name)
-        if tensor is not None and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
-            raise ValueError(
-                f"the {name} of this first call are cut off longer ones, as in chunked prefill, where a chunk would "
-                "pass for the prompt; say the lengths: past_key_values=cache_with_prefix(model, lengths), or clone() a "
-                "mask that is a slice"
-            )
     counts = torch.full((rows,), new) if real is None else real.sum(-1)
-    # Assisted decoding sends its first candidates along, and asks for as many logits more.
-    return counts - (to_keep - 1)
+    return counts - candidates(arguments)
 
 
 def _of_prefixes(lengths: Any, real: Tensor | None, rows: int, new: int) -> Tensor:
