@@ -1,4 +1,4 @@
-"""The Transformers side: patching, positions, saving and loading, checks."""
+"""The Transformers side, arranged by lifetime: patches, forwards, caches, checks."""
 
 from .api import cache_with_prefix, patch_model, patched, unpatch_model
 from .base_model.architecture import positions_of, pretrained, shape_of

@@ -110,7 +110,7 @@ def cache_with_prefix(
         ValueError: no mask of the model needs marks; not exactly one of ``lengths`` and ``span_ids`` is given.
     """
     if not Asks.of(layer_masks(model)).spans:
-        raise ValueError("a prefix is for a mask that asks for it, such as patch_model(model, 'prefix|causal')")
+        raise ValueError("a prefix is for a mask that needs it, such as patch_model(model, 'prefix|causal')")
     if (lengths is None) == (span_ids is None):
         raise ValueError("give one of lengths and span_ids")
     cache = DynamicCache(config=pretrained(model).config)

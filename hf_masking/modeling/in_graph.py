@@ -1,11 +1,11 @@
-"""Questions about the values of tensors, which are unknown while a graph is compiled."""
+"""Ask about the values of tensors, which are unknown while a graph is compiled."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Why these leave a graph, as an error under fullgraph=True explains it.
+# Reasons for graph breaks, which errors under fullgraph=True quote.
 EVICTS = (
     "which keys a cache evicts depends on the values of tensors; with fullgraph=True use a static cache "
     "(cache_implementation='static') or start with an empty one inside the graph"

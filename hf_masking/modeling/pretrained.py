@@ -1,4 +1,4 @@
-"""Loading a model together with the mask that was saved with it."""
+"""Load a model together with the mask that was saved with it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .patching.record import get_mask_config, is_patched
 
 logger = logging.getLogger("hf_masking")
 
-_WHERE = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "variant")  # how a checkpoint is found
-_OF_ADAPTERS = ("adapter_name", "is_trainable", "autocast_adapter_dtype")  # what PEFT is told
+_WHERE = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "variant")  # where a checkpoint is found
+_OF_ADAPTERS = ("adapter_name", "is_trainable", "autocast_adapter_dtype")  # options for PEFT
 
 
 def from_pretrained(
@@ -35,24 +35,24 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """Load a model and patch it with the mask that its checkpoint carries.
 
-    What a mask has learned is loaded with it; Transformers alone reports it as unexpected and drops it. For an adapter
-    that PEFT has saved this is its base model under its mask, and the `PeftModel` around it.
+    Learned parameters of masks are loaded as well; Transformers alone reports them as unexpected and drops them. For an
+    adapter that PEFT has saved, this returns the `PeftModel` around the base model under the adapter's mask.
 
     Parameters:
         path: a folder or a hub id, of a model or of an adapter.
         check: as in `patch_model`.
         backend: which implementation computes attention; None for the one that the checkpoint names.
-        auto_class: what loads the model: AutoModelForSequenceClassification, AutoModel, a model class.
-        kwargs: handed to ``auto_class.from_pretrained``; ``is_trainable`` and ``adapter_name`` to PEFT.
+        auto_class: the class that loads the model: AutoModelForSequenceClassification, AutoModel, a model class.
+        kwargs: passed to ``auto_class.from_pretrained``; ``is_trainable`` and ``adapter_name`` to PEFT.
 
     Raises:
-        ValueError: the checkpoint carries no mask, lacks weights, or holds not exactly the parameters that its masks
+        ValueError: the checkpoint carries no mask, lacks weights, or holds other parameters of masks than its masks
             learn.
     """
     model = load(path, backend=backend, auto_class=auto_class, **kwargs)
     if not is_patched(model):
         raise ValueError(
-            f"{path} carries no mask; load it with {auto_class.__name__}.from_pretrained and say which: "
+            f"{path} carries no mask; load it with {auto_class.__name__}.from_pretrained and give it one: "
             "patch_model(model, 'window:256|sinks:4')"
         )
     if check:
@@ -90,11 +90,11 @@ def _load_model(
     Parameters:
         beside: weights that come from elsewhere.
     """
-    # Loaded without the mask first, so that this is what `unpatch_model` returns to. None: the best that the class has.
+    # Loaded without the mask first, so that `unpatch_model` restores this. None: the fastest that the class has.
     options = {"attn_implementation": None} | kwargs | {"output_loading_info": True}
     model, report = auto_class.from_pretrained(path, **options)
     _refuse_missing(path, model, report["missing_keys"] - beside)
-    _tell_unused(path, model, report["unexpected_keys"])
+    _warn_of_unused(path, model, report["unexpected_keys"])
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
     saved = _carried(path, model.config, kwargs.get("config"), where)
     forget(model.config)
@@ -107,7 +107,7 @@ def _load_model(
 def _load_adapter(adapter: Adapter, backend: str | None, auto_class: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
     """Load the base model, its mask or that of the adapter, and the adapter around it."""
     of_adapter = {name: value for name, value in kwargs.items() if name in _OF_ADAPTERS}
-    # Which revision, and where in it, is another question for another repository.
+    # The revision and the subfolder are those of the adapter's repository.
     of_base = {name: value for name, value in kwargs.items() if name not in (*_OF_ADAPTERS, "revision", "subfolder")}
     if adapter.revision is not None:
         of_base["revision"] = adapter.revision
@@ -128,7 +128,7 @@ def _patch(model: PreTrainedModel, saved: MaskConfig, backend: str | None) -> No
 
 
 def _refuse_missing(path: str | PathLike[str], model: PreTrainedModel, missing: Set[str]) -> None:
-    """Raise where weights would be random, which Transformers only reports."""
+    """Raise a ValueError if weights are missing, which Transformers would only report and fill in at random."""
     model_class, saved_class = type(model).__name__, next(iter(model.config.architectures or ()), None)
     if missing:
         is_other = saved_class not in (None, model_class)
@@ -139,7 +139,7 @@ def _refuse_missing(path: str | PathLike[str], model: PreTrainedModel, missing: 
         )
 
 
-def _tell_unused(path: str | PathLike[str], model: PreTrainedModel, unexpected: Set[str]) -> None:
+def _warn_of_unused(path: str | PathLike[str], model: PreTrainedModel, unexpected: Set[str]) -> None:
     if unused := [key for key in unexpected if not is_learned(key)]:
         logger.warning("%s holds weights that %s does not use: %s", path, type(model).__name__, _listed(unused))
 
@@ -152,10 +152,10 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
 def _carried(
     path: str | PathLike[str], loaded: PreTrainedConfig, given: Any, where: dict[str, Any]
 ) -> MaskConfig | None:
-    """Return the mask that a checkpoint carries: an entry of ours, and the name of our attention.
+    """Return the masks that a checkpoint carries: our entry in its config, next to the name of our attention.
 
-    That name makes Transformers refuse the checkpoint without this plugin. Where a model has been loaded without its
-    mask and saved again, Transformers keeps the entry and drops the name: then there is no mask, whoever loads it.
+    That name makes Transformers refuse the checkpoint without this plugin. If a model was loaded without its mask and
+    saved again, Transformers keeps the entry and drops the name: then the checkpoint carries no mask.
 
     Parameters:
         loaded: the config of the loaded model, from which Transformers has taken the name.
@@ -180,11 +180,11 @@ def _carried(
 
 
 def _named_attention(path: str | PathLike[str], given: Any, where: dict[str, Any]) -> str | None:
-    """Return the attention implementation that a checkpoint's config names, None if it leaves it to Transformers."""
+    """Return the attention implementation that a checkpoint's config names; None if it names none."""
     if isinstance(given, PreTrainedConfig):
         return vars(given).get("attn_implementation", given._attn_implementation)
     found = {name: value for name, value in where.items() if name != "variant"}
     try:
         return PreTrainedConfig.get_config_dict(given or path, **found)[0].get("attn_implementation")
-    except OSError:  # the config was made of something else, of a GGUF file say
+    except OSError:  # the config comes from something else, such as a GGUF file
         return None

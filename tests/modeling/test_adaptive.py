@@ -260,7 +260,7 @@ def test_penalties_are_collected_where_one_asks():
 
 def test_a_cache_that_cannot_keep_what_is_read_is_refused():
     model = model_of("llama", "relevance:rank=2")
-    with pytest.raises(ValueError, match="reads something of every key, and this cache keeps keys and values only"):
+    with pytest.raises(ValueError, match="needs features of every key, and this cache stores keys and values only"):
         model.generate(tokens(1, 9), max_new_tokens=3, cache_implementation="static")
 
 

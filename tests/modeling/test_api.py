@@ -295,7 +295,7 @@ def test_a_users_own_mask_tensor_is_refused(attention_mask):
         ({"document_ids": torch.zeros(2, 5)}, "got torch.float32"),
         ({"attention_mask": torch.ones(2, 4)}, "attention_mask must cover the 0 cached and 5 new tokens"),
         ({"cu_seq_lens_q": torch.tensor([0, 5])}, "pass document_ids= for packed documents"),
-        ({"position_bias": torch.tensor([0, 5])}, "which hf_masking does not know and will not ignore"),
+        ({"position_bias": torch.tensor([0, 5])}, "which hf_masking does not know and does not ignore"),
     ],
 )
 def test_wrong_batches(arguments, message):
@@ -463,7 +463,7 @@ def test_a_loaded_model_is_never_left_without_its_mask(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     with patched(model, "causal"):
         logits(model)
-    with pytest.raises(ValueError, match="has no mask; call hf_masking"):
+    with pytest.raises(ValueError, match=r"has no mask; load the checkpoint with hf_masking.from_pretrained\(path\)"):
         logits(model)
     assert model.config.hf_masking["mask"] == MASK
     assert torch.equal(logits(unpatch_model(patch_model(model))), logits(build("llama")))

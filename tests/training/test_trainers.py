@@ -172,5 +172,5 @@ def test_what_says_where_documents_begin_must_agree():
         {"max_length_q": 5},
         {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts + 1},
     ):
-        with pytest.raises(ValueError, match="must say where the documents of one row of 9 tokens begin"):
+        with pytest.raises(ValueError, match="must give where the documents of one row of 9 tokens begin"):
             model(ids, **wrong)

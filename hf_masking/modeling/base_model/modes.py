@@ -1,4 +1,4 @@
-"""Training and evaluation mode."""
+"""Switch a model between training and evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a with block; each submodule's mode comes back."""
+    """Set evaluation mode for the length of a with block, then restore the mode of each submodule."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The window that a model has itself (Mistral, Gemma, gpt-oss), and how every mask meets it."""
+"""The sliding window that a model has itself (Mistral, Gemma, gpt-oss), as a mask."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from ...masks import FOREVER, Mask
 from ...masks.patterns.row_interval import RowInterval
 
-_MOST_KEYS = 2**17  # that are looked at for what a window clips
+_MOST_KEYS = 2**17  # number of keys for which `clips` compares last readers
 
 
 @dataclass(frozen=True)
 class OwnWindow(RowInterval):
     """The keys less than ``window`` positions before the query, and every key after it: ``i - j < window``.
 
-    A layer with a window of its own runs under ``mask & OwnWindow(window)``, whatever the mask: the window limits how
-    far back a query sees, and says nothing about keys ahead of it. So the bidirectional part of a prefix, a span or
-    ``block_causal`` loses the pairs that lie too far back and no others, and a causal mask is clipped as by ``window``.
+    A layer with its own window runs under ``mask & OwnWindow(window)``. The window limits how far back a query sees,
+    and not how far ahead. So the bidirectional part of a prefix, a span or ``block_causal`` loses the pairs that lie
+    too far back and no others, and a causal mask is clipped as by ``window``.
 
     Parameters:
         window: number of keys up to the query, which is one of them, at least 1.
@@ -51,6 +51,6 @@ class OwnWindow(RowInterval):
         return FOREVER
 
     def clips(self, mask: Mask, positions: int) -> bool:
-        """Whether it takes pairs from a bound mask, in texts of so many positions."""
+        """Return whether the window removes pairs from a mask, in texts with so many positions."""
         keys = torch.arange(min(positions, _MOST_KEYS), device="cpu")
         return bool((mask.last_reader(keys).clamp(max=positions - 1) > self.last_reader(keys)).any())

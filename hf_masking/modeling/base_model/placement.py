@@ -1,4 +1,4 @@
-"""On which device a model computes: accelerate keeps offloaded weights on the meta device between calls."""
+"""Find the device on which a model computes; accelerate keeps offloaded weights on the meta device between calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def require_weights(model: nn.Module) -> None:
-    """Raises a ValueError for a model that has shapes and no numbers, as `init_empty_weights` makes it."""
+    """Raise a ValueError for a model without weights, as `init_empty_weights` makes it."""
     for name, module in model.named_modules():
         on_meta = any(parameter.is_meta for parameter in module.parameters(recurse=False))
         if on_meta and not has_offloaded_params(module):

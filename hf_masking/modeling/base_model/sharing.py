@@ -1,4 +1,4 @@
-"""Models side by side that hold one set of weights."""
+"""Copies of a model that share its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cache keeps of the blocks of its keys for a mask that chooses among them."""
+"""Summaries of the blocks of cached keys, for a mask that selects key blocks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from ...adaptive import TopBlocks
 
 
 class BlockSummaries:
-    """The summaries of the blocks that are complete in each row, made once when a block is complete.
+    """The summaries of the complete blocks in each row, each made once, when its block is complete.
 
     Blocks count positions, so the rows of a padded batch are at different blocks.
 
-    states: ``[B, Hkv, blocks, s]``, with room for more; complete: the number of blocks of each row; seen and counts:
-    the tokens of the last update, and how many of them were real in each row.
+    states: ``[B, G, blocks, s]``, with room for more.
+    complete: the number of complete blocks of each row.
+    seen, counts: the number of tokens at the last update, and how many of them were real in each row.
     """
 
     def __init__(self, leaf: TopBlocks) -> None:
@@ -26,21 +27,21 @@ class BlockSummaries:
         self.seen, self.counts = 0, [0]
 
     def are_of(self, counts: Callable[[int], list[int]]) -> bool:
-        """Whether as many of the first tokens are real as when they were summarized.
+        """Return whether as many of the first tokens are real as when they were summarized.
 
         Parameters:
-            counts: gives the number of real ones among the first tokens, for each row.
+            counts: returns the number of real tokens among the first ones, for each row.
         """
         return not self.seen or counts(self.seen) == self.counts
 
     def update(self, keys: Tensor, positions: Tensor, seen: int, counts: list[int]) -> Tensor:
-        """Adds what has become complete; returns the summaries of all blocks.
+        """Add the blocks that have become complete; return the summaries of all blocks.
 
         Parameters:
-            keys: all that are kept ``[B, Hkv, K, D]``.
-            positions: of the keys ``[B or 1, K]``, negative for padding.
-            seen: tokens of each row, padding included.
-            counts: the real ones of each row.
+            keys: all retained keys ``[B, G, M, D]``.
+            positions: of the keys ``[B or 1, M]``, negative for padding.
+            seen: number of tokens in each row, padding included.
+            counts: number of real tokens in each row.
         """
         self.seen, self.counts = seen, counts
         complete = [count // self.leaf.block for count in counts]
@@ -59,9 +60,9 @@ class BlockSummaries:
         return states[:, :, : max(self.complete)]
 
     def crop(self, tokens: int) -> None:
-        """Forgets the blocks of the last tokens that are taken back, or some more."""
+        """Drop the blocks of the last tokens, or some more, when these are taken back."""
         self.complete = [max(0, done - -(-tokens // self.leaf.block)) for done in self.complete]
-        # How many of the rest were real is not known.
+        # How many of the others were real is not known.
         self.seen = 0
 
     def select(self, rows: Tensor) -> None:
@@ -72,7 +73,7 @@ class BlockSummaries:
 
     def _with_room(self, keys: Tensor, blocks: int) -> Tensor:
         if self.states is None or self.states.shape[2] < blocks or self._is_closed(self.states):
-            one = self.leaf.summaries(keys[:1, :1, :0].detach())  # of no block, for its size and dtype
+            one = self.leaf.summaries(keys[:1, :1, :0].detach())  # an empty one, for its size and dtype
             room = one.new_zeros(*keys.shape[:2], blocks + blocks // 4 + 1, one.shape[-1])
             if self.states is not None:
                 room[:, :, : self.states.shape[2]] = self.states[:, :, : room.shape[2]]
@@ -81,5 +82,5 @@ class BlockSummaries:
 
     @staticmethod
     def _is_closed(states: Tensor) -> bool:
-        """What was made in inference mode may not be written to outside of it."""
+        """Return whether a tensor was made in inference mode, and may not be written to outside it."""
         return states.is_inference() and not torch.is_inference_mode_enabled()

@@ -1,4 +1,4 @@
-"""What each layer really lets each token see."""
+"""The realized masks: what each layer lets each token see."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from ..patching.record import require_patch
 
 
 def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
-    """Runs the batch through a patched model and returns what every layer let every token see.
+    """Run a batch through a patched model, and return what every layer lets every token see.
 
     Parameters:
         model: a patched model.
         batch: the arguments of its forward (``input_ids``, ``attention_mask``, ``position_ids``, ...).
 
     Returns:
-        For each layer booleans ``[batch, queries, keys]`` over the columns of the batch, the model's own window,
-        padding and packing included; the batch axis is 1 where all rows are alike. Under a mask ``heads[...]`` there
-        is an axis more, ``[batch, masks, queries, keys]``, and under one that looks at the content it is that of the
-        query heads.
+        For each layer booleans ``[batch, queries, keys]`` over the columns of the batch, with the model's own window,
+        padding and packing applied; the batch axis is 1 where all rows are alike. Under a mask ``heads[...]`` there is
+        one more axis, ``[batch, masks, queries, keys]``; under an adaptive mask it is that of the query heads.
 
     Raises:
         ValueError: the model is not patched.
@@ -32,7 +31,7 @@ def effective_mask(model: nn.Module, **batch: Any) -> list[Tensor]:
 
 
 def effective_weights(model: nn.Module, **batch: Any) -> list[Tensor]:
-    """The same as weights from 0 to 1, which masks that look at the content may give."""
+    """Return `effective_mask` as weights from 0 to 1, which adaptive masks may give."""
     return [_weights(call) for call in _calls(model, batch)]
 
 

@@ -1,8 +1,8 @@
-"""Does every mode of `generate` give what recomputation without a cache would give?
+"""Check that every mode of `generate` gives what recomputation without a cache gives.
 
-The sequences that a mode has written are read once more in one forward without a cache. Its logits must be those that
-the mode has seen, step by step, and the written tokens those that follow from them: the greatest, or the ones that the
-same seed draws. Sequences are not compared: in half precision rounding decides between tokens that are nearly equal.
+The sequences that a mode has generated run once more in one forward without a cache. Its logits must be those of the
+mode, step by step, and the generated tokens must follow from them: the greatest, or those that the same seed draws.
+Sequences are not compared: in half precision rounding decides between tokens with nearly equal logits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .refusals import reason
 from .report import CheckReport, CheckRow
 from .rounding import Rounding, precision, relative, spread
 
-NEW = 10  # tokens that a mode writes
+NEW = 10  # number of tokens that a mode generates
 _SEED = 7
 
 
@@ -41,19 +41,19 @@ def check_generation(
     new_tokens: int = NEW,
     on_mode: Callable[[str], None] = lambda mode: None,
 ) -> CheckReport:
-    """Runs every mode of `generate` on random prompts and compares it with recomputation.
+    """Run every mode of `generate` on random prompts, and compare it with recomputation.
 
     Parameters:
         model: a patched model.
-        lengths: tokens in the prompts; by default around every border of the mask, see `borders`.
-        new_tokens: how many tokens each mode writes.
+        lengths: lengths of the prompts; by default around every border of the mask, see `borders`.
+        new_tokens: number of tokens that each mode generates.
         on_mode: called with the name of each mode before it runs.
 
     Returns:
-        A row for each mode, with the greatest difference of its logits, relative to their standard deviation.
+        One row per mode, with the greatest difference of its logits, relative to their standard deviation.
 
     Raises:
-        ValueError: the model is not patched, cannot generate, or is too short for the prompts that are asked for.
+        ValueError: the model is not patched, cannot generate, or has too few positions for the prompts.
     """
     require_patch(model)
     base, masks = pretrained(model), layer_masks(model)
@@ -79,7 +79,7 @@ def check_generation(
 
 
 def borders(masks: Sequence[MaskExpression]) -> list[int]:
-    """W-1, W, W+1, 2W and 5W of the widest window in the masks, and a length at which caches have let go of keys."""
+    """Return W-1, W, W+1, 2W and 5W for the widest window W in the masks, and a length at which caches evict keys."""
     keys = torch.arange(2**20, 2**20 + 2**12)
     reaches = [part.union.last_reader(keys) - keys + 1 for mask in masks for part in _parts(mask.unmarked)]
     finite = [int(reach[reach < 2**20].max()) for reach in reaches if bool((reach < 2**20).any())]
@@ -89,7 +89,7 @@ def borders(masks: Sequence[MaskExpression]) -> list[int]:
 
 
 def _parts(mask: MaskExpression) -> Iterator[MaskExpression]:
-    """The mask and what it is composed of: a window has a border, also where a stride beside it never forgets."""
+    """Yield the mask and its parts: a window has a border, even beside a stride that never evicts."""
     yield mask
     for part in (*getattr(mask, "operands", ()), *(head for head in mask.heads if head is not mask)):
         yield from _parts(part)
@@ -97,7 +97,7 @@ def _parts(mask: MaskExpression) -> Iterator[MaskExpression]:
 
 @contextmanager
 def _plain_generation(model: PreTrainedModel, new_tokens: int) -> Iterator[None]:
-    """Nothing but what a mode asks for: the model's own defaults may sample, stop early or penalise."""
+    """Set aside the model's generation config, which may sample, stop early or penalize."""
     held = model.generation_config
     model.generation_config = GenerationConfig(
         max_new_tokens=new_tokens, pad_token_id=0, do_sample=False, disable_compile=True
@@ -109,7 +109,7 @@ def _plain_generation(model: PreTrainedModel, new_tokens: int) -> Iterator[None]
 
 
 class _Probe:
-    """A model, and what the modes ask of it."""
+    """A model, and what the modes need from it."""
 
     def __init__(self, model: PreTrainedModel, lengths: Sequence[int], new_tokens: int) -> None:
         self.model, self.read = model, Readout(model)
@@ -128,7 +128,7 @@ class _Probe:
 
     def generate(self, prompt: Tensor, **options: Any) -> Any:
         torch.manual_seed(_SEED)
-        # Given, since `generate` takes a token that happens to be the padding's for padding.
+        # Given, since `generate` would take tokens with the padding's id for padding.
         options = {"output_logits": True, "attention_mask": torch.ones_like(prompt)} | options
         if not self.prompt_is_prefix and "past_key_values" not in options:
             real: Any = options["attention_mask"]
@@ -137,36 +137,36 @@ class _Probe:
         return self.model.generate(**inputs, return_dict_in_generate=True, **options)
 
     def recomputed(self, sequences: Tensor, prompt: int, last: int) -> Tensor:
-        """The logits of the last tokens ``[B, last, vocabulary]`` in one forward without a cache.
+        """Return the logits of the last tokens ``[B, last, vocabulary]`` from one forward without a cache.
 
         Parameters:
             sequences: ``[B, N]``.
-            prompt: tokens at the start that are the prefix, if the masks ask for one.
+            prompt: number of tokens at the start that are the prefix, if the masks need one.
         """
         arguments: dict[str, Any] = {"prefix_lengths": [prompt] * len(sequences)} if self.marks else {}
         if self.read.takes_positions:
-            # Those that `generate` gives: RoBERTa's own begin elsewhere.
+            # As `generate` gives them: RoBERTa's own begin at another number.
             arguments["position_ids"] = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
         return self.read(sequences, last=last, **arguments)
 
     def difference(self, seen: Tensor, sequences: Tensor, prompt: int, *, drawn: bool = False) -> Tensor:
-        """How far each new token ``[B, n]`` is from what the recomputed logits make of it, and these from those seen.
+        """Return how far the logits of each new token ``[B, n]``, and the token itself, are from recomputation.
 
         Parameters:
-            seen: the logits that a mode has seen for its new tokens ``[B, n, vocabulary]``.
+            seen: the logits that a mode has computed for its new tokens ``[B, n, vocabulary]``.
             sequences: prompt and new tokens ``[B, N]``.
-            prompt: tokens in the prompt that is the prefix.
-            drawn: the tokens are those that the seed draws, not the greatest.
+            prompt: number of tokens in the prompt, which is the prefix.
+            drawn: the tokens are drawn with the seed; otherwise they have the greatest logits.
         """
         new = seen.shape[1]
         logits, written = self.recomputed(sequences, prompt, new + 1)[:, :-1], sequences[:, -new:]
         if drawn:
-            # From what the mode has seen: rounding may decide what the recomputed probabilities would have drawn.
+            # From the mode's own logits: with the recomputed ones rounding may decide what is drawn.
             torch.manual_seed(_SEED)
             again = [torch.multinomial(step.softmax(-1), 1) for step in seen.unbind(1)]
             wrong = torch.where(torch.cat(again, 1) == written, 0.0, torch.inf)
         else:
-            # A token that is not the greatest may be one of two that are equal but for rounding.
+            # A token with less than the greatest logit may be one of two that are equal up to rounding.
             wrong = (logits.amax(-1) - logits.gather(-1, written[..., None])[..., 0]) / spread(logits)
         return torch.maximum(relative(seen, logits), wrong)
 
@@ -181,13 +181,13 @@ def _row(probe: _Probe, name: str, mode: Callable[[_Probe, int], Tensor], length
                 return CheckRow(name, False, float(differences.max()), f"(prompts of {length} tokens)")
         except _NotHereError as why:
             return CheckRow(name, True, 0.0, f"(not run: {why})")
-        except Exception as error:  # a model may raise anything in its forward
+        except Exception as error:  # a model's forward may raise anything
             return CheckRow(name, False, float("inf"), f"(prompts of {length} tokens: {reason(error)})")
     return CheckRow(name, True, worst)
 
 
 class _NotHereError(Exception):
-    """A mode that this model, mask or machine does not have."""
+    """Raised for a mode that this model, mask or machine does not have."""
 
 
 def _greedy(probe: _Probe, length: int, rows: int = 2, drawn: bool = False, **options: Any) -> Tensor:
@@ -201,7 +201,7 @@ def _sampling(probe: _Probe, length: int, **options: Any) -> Tensor:
 
 
 def _beams(probe: _Probe, length: int, **options: Any) -> Tensor:
-    """Whatever beam search has seen of whichever beam is what its tokens have: what follows from it is arithmetic."""
+    """Compare the scores of every beam with recomputation; what follows from them is arithmetic."""
     steps: list[tuple[Tensor, Tensor]] = []
 
     def record(sequences: Tensor, scores: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def _assisted(probe: _Probe, length: int) -> Tensor:
 
 def _assisted_patched(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
-        raise _NotHereError("a draft model takes back a part of its prefix")
+        raise _NotHereError("a draft model would take back a part of its prefix")
     draft = _draft(probe)
     patch_model(draft, layer_masks(probe.model)[0], check=False)
     return _greedy(probe, length, rows=1, assistant_model=draft)
@@ -250,10 +250,10 @@ def _run_unmasked(probe: _Probe, length: int, draft: PreTrainedModel) -> None:
     its mask does not count.
 
     Raises:
-        _NotHereError: it fails, too.
+        _NotHereError: it fails as well.
     """
     unmasked = unpatch_model(copy.deepcopy(probe.model))
-    # Several tokens at a time, however unsure of them the draft model is.
+    # Several tokens at a time, whatever the draft model's confidence.
     draft.generation_config.assistant_confidence_threshold = 0.0
     try:
         unmasked.generate(probe.prompt(1, length), assistant_model=draft)
@@ -262,7 +262,7 @@ def _run_unmasked(probe: _Probe, length: int, draft: PreTrainedModel) -> None:
 
 
 def _draft(probe: _Probe) -> PreTrainedModel:
-    """The same model with other weights in its last layers: mostly right, and sometimes wrong."""
+    """Return the model without its mask and with noise on its weights: mostly right, sometimes wrong."""
     draft = unpatch_model(copy.deepcopy(probe.model))
     torch.manual_seed(_SEED)
     for parameter in draft.parameters():
@@ -274,7 +274,7 @@ def _draft(probe: _Probe) -> PreTrainedModel:
 def _chunked_prefill(probe: _Probe, length: int) -> Tensor:
     options: dict[str, Any] = {"prefill_chunk_size": max(1, length // 3)}
     if probe.marks:
-        # A prefix comes in one call, so it is that of the first chunk.
+        # A prefix must come in one call, so it is in the first chunk.
         marked = max(1, length // 3)
         options["past_key_values"] = cache_with_prefix(probe.model, [marked] * 2)
         result = probe.generate(probe.prompt(2, length), **options)
@@ -290,7 +290,7 @@ def _turns(probe: _Probe, length: int) -> Tensor:
 
 
 def _left_padding(probe: _Probe, length: int) -> Tensor:
-    """Unequal prompts in one batch; each is recomputed alone and unpadded."""
+    """Generate from prompts of unequal length in one batch; each is recomputed alone and unpadded."""
     lengths = [length, length - 1, max(1, length // 2)]
     prompt, attention_mask = probe.prompt(3, length), torch.ones(3, length, dtype=torch.long, device=probe.read.device)
     for row, real in enumerate(lengths):
@@ -313,9 +313,9 @@ def _embeddings(probe: _Probe, length: int) -> Tensor:
 
 def _static(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
-        raise _NotHereError("a static cache cannot say a prefix")
+        raise _NotHereError("a static cache cannot carry a prefix")
     if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.leaves):
-        raise _NotHereError("a static cache has no room for what the mask reads of the keys")
+        raise _NotHereError("a static cache has no room for the features of the keys")
     windowed = getattr(probe.model.config.get_text_config(decoder=True), "sliding_window", None)
     if windowed and any(leaf.selects for mask in layer_masks(probe.model) for leaf in mask.leaves):
         raise _NotHereError("the static cache of a model with windows lacks keys that the mask scores")
@@ -333,7 +333,7 @@ def _return_sequences(probe: _Probe, length: int) -> Tensor:
 
 
 def _forward_by_forward(probe: _Probe, length: int) -> Tensor:
-    """The model's own forward with a cache: the prompt, then several tokens, then one by one."""
+    """Run the model's own forward with a cache: the prompt, then several tokens, then one by one."""
     tokens = probe.prompt(2, length + 8)
     marked: dict[str, Any] = {"prefix_lengths": [length] * 2} if probe.marks else {}
     return relative(probe.read.cached(tokens, (length, 4, 1, 1, 2), **marked), probe.read(tokens, **marked))

@@ -1,4 +1,4 @@
-"""How the checks lay documents out in a row: one, padded, packed."""
+"""The layouts in which the checks put documents into a row: one, padded, packed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from ...masks import MaskExpression
 
 LENGTH = 12
-MARKED = 3  # tokens at the start of a document that are its prefix, or its marked span
+MARKED = 3  # number of tokens at the start of a document that are its prefix, or its marked span
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way of laying documents out in a row: the document of each column, PADDING (-1) for none."""
+    """A layout of documents in a row: the document of each column, PADDING (-1) for none."""
 
     name: str
     ids: tuple[int, ...]
 
     @property
     def positions(self) -> list[int]:
-        """As the model wants them: the index in the document, and for padding the one of the token before."""
+        """The position ids of the columns: the index in the document, and for padding that of the token before."""
         counts: dict[int, int] = {}
         positions = []
         for document in self.ids:
@@ -37,7 +37,7 @@ class Layout:
         return [document if position < MARKED else -1 for document, position in spans]
 
     def allowed(self, mask: MaskExpression) -> Tensor:
-        """``[N, N]``, pair by pair; what an adaptive mask may allow counts as allowed."""
+        """Return the allowed pairs ``[N, N]``; those that an adaptive mask may allow count as allowed."""
         positions, n = self.positions, len(self.ids)
         allowed = mask.bind(((0, MARKED),)).union.normal_form().bound.dense(n)
         pairs = [

@@ -1,8 +1,8 @@
-"""Does the model keep its mask? Asked of the model itself, on tiny random batches.
+"""Check on tiny random batches that a patched model computes what its masks define.
 
-Changing one token may change exactly the rows that the masks let it reach, padded and packed too; and cached
-decoding must equal recomputation. The masks are tried as they are and, since a wide mask is all of causal on a tiny
-batch, once more with a probe that leaves much out.
+Changing one token may change exactly the rows that the masks let it influence, padded and packed as well, and cached
+decoding must equal recomputation. The model runs under its own masks and, since a wide mask excludes nothing in a tiny
+batch, once more under a sparse one.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from .refusals import explained, refuse_not_finite, refuse_without_influence
 from .report import CheckReport, CheckRow
 from .rounding import TOLERANCES, Rounding, distance, precision, relative, spread
 
-CHANGED = (0, 3, 5, 8)  # columns whose token is changed; the others would cost time and tell the same
-TURNS = 8  # other tokens that it is changed into, at most, before a row is said not to depend on it
-PIECES = (LENGTH - 4, 1, 1, 2)  # tokens of a text that comes in pieces
+CHANGED = (0, 3, 5, 8)  # columns whose token is changed; more would cost time and show nothing new
+TURNS = 8  # the most tokens that it is changed into before a row counts as independent of it
+PIECES = (LENGTH - 4, 1, 1, 2)  # lengths of the pieces of a text that is decoded with a cache
 ITSELF = parse_mask("window:1")
 PROBE = parse_mask("strided:3|sinks:1")
 
 
 def check_model(model: nn.Module) -> CheckReport:
-    """Runs the checks on a patched model; 38 forward passes of at most 60 tokens for one mask.
+    """Run the checks on a patched model: 38 forward passes of at most 60 tokens for one mask.
 
     Returns:
-        A report whose rows have a name, a verdict and the greatest difference seen; ``print`` it as a table.
+        A report whose rows have a name, a verdict and the greatest difference; ``print`` shows it as a table.
 
     Raises:
         ValueError: the model is not patched, or its weights are not loaded.
-        UnsupportedModelError: the model's forward raises under the mask, or computes what is not finite.
+        UnsupportedModelError: the model's forward raises under the mask, or its outputs are not finite.
     """
     wanted = require_patch(model).config
     require_weights(model)
@@ -57,7 +57,7 @@ def check_model(model: nn.Module) -> CheckReport:
         routed = probe.every_layer_asks_for_its_mask()
         if not routed.passed:
             return CheckReport((routed,))
-        # What `auto` runs over the few tokens of these checks is not what it runs over long texts: both are compared.
+        # For the few tokens of these checks `auto` chooses another backend than for long texts: both are compared.
         automatic = wanted.backend == "auto"
         with _backend(model, "reference" if automatic else wanted.backend):
             rows = [routed, *probe.only_attention_mixes(), *probe.masks_reach_what_they_allow()]
@@ -67,7 +67,7 @@ def check_model(model: nn.Module) -> CheckReport:
 
 
 class _Probe:
-    """A patched model, and the questions that it is asked."""
+    """A patched model, and the checks that it runs."""
 
     def __init__(self, model: nn.Module, wanted: MaskConfig) -> None:
         self.model, self.wanted = model, wanted
@@ -84,11 +84,11 @@ class _Probe:
             refuse_not_finite(model, self.tokens)
         self.scale = spread(whole)
         self.rounding = Rounding(model, precision(model, calls), [PIECES])
-        # Rows that nothing reaches are computed alike in both runs, so they differ by rounding at most.
+        # Rows that nothing influences are computed alike in both runs, so they differ by rounding at most.
         self.noise = 10 * self.rounding.epsilon
 
     def rows(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """What the model says of rows that share a layout ``[B, N, size]``."""
+        """Return the model's outputs for rows that share a layout ``[B, N, size]``."""
         ids = torch.tensor(layout.ids, device=tokens.device).expand_as(tokens)
         positions = torch.tensor(layout.positions, device=tokens.device).expand_as(tokens)
         arguments: dict[str, Any] = {"position_ids": positions} if self.read.takes_positions else {"document_ids": ids}
@@ -97,13 +97,13 @@ class _Probe:
         return self.read(tokens, **arguments, **self.marked(layout, tokens))
 
     def marked(self, layout: Layout, tokens: Tensor) -> dict[str, Any]:
-        """The marked spans of a layout, or of its first tokens, where the masks ask for them."""
+        """Return the marked spans of a layout, or of its first tokens, if the masks need them."""
         if not self.marks:
             return {}
         return {"span_ids": torch.tensor(layout.spans[: tokens.shape[1]], device=tokens.device).expand_as(tokens)}
 
     def influence(self, layout: Layout, turn: int = 0) -> Tensor:
-        """``[N, changed]``: how much each row moves when one token is changed, in each turn into another one."""
+        """Return how much each row changes when one token does ``[N, changed]``; each turn takes another token."""
         changed = self.tokens.repeat(len(CHANGED) + 1, 1)
         for row, column in enumerate(CHANGED, start=1):
             changed[row, column] = self.read.another(int(changed[row, column]), row + turn * len(CHANGED))
@@ -111,10 +111,10 @@ class _Probe:
         return distance(rows[1:], rows[:1]).amax(-1).mT.cpu() / self.scale
 
     def calls(self, layout: Layout = PLAIN) -> list[Call]:
-        """One call of each attention, in the order of the layers."""
+        """Return one call of each attention, in the order of the layers."""
         with recording() as calls:
             self.rows(self.tokens, layout)
-        # DiffLlama's layers attend twice with the same queries, to one half of the values each: that is one attention.
+        # DiffLlama's layers attend twice with the same queries, each time to half of the values: that counts as one.
         once = {(call.layer, id(call.query)): call for call in calls}
         return sorted(once.values(), key=lambda call: call.layer)
 
@@ -125,7 +125,7 @@ class _Probe:
         return CheckRow("every layer's attention asks for its mask", not wrong, 0.0, detail)
 
     def only_attention_mixes(self) -> Iterator[CheckRow]:
-        """Where every token sees itself alone, no row may depend on another: the reach is that of no attention."""
+        """Check that no row depends on another if every token sees only itself."""
         with _masks(self.model, {}, default=ITSELF):
             yield self.compare("nothing but attention mixes tokens", PLAIN, [], exact=True)
 
@@ -145,7 +145,7 @@ class _Probe:
                     yield self.compare(name, layout, masks, exact=exact)
 
     def backends_agree(self, backends: Sequence[str]) -> Iterator[CheckRow]:
-        """Each layer's attention on random numbers, in float32: half precision differs by what it rounds, and where."""
+        """Compare backends on each layer's mask and random inputs in float32, whose rounding errors are small."""
         for layout in LAYOUTS:
             calls = {call.mask: call for call in self.calls(layout)}.values()
             for backend in backends:
@@ -154,20 +154,20 @@ class _Probe:
                 yield CheckRow(name, difference <= TOLERANCES[torch.float32], difference)
 
     def compare(self, name: str, layout: Layout, masks: Sequence[MaskExpression], *, exact: bool) -> CheckRow:
-        """The influence of tokens on rows against the reach of the masks; ``exact``: each reach must be felt, too."""
+        """Compare the influence of tokens on rows with what the masks allow; ``exact``: all allowed pairs must show."""
         influence = self.influence(layout)
         reach = _reach([layout.allowed(mask) for mask in masks])[:, CHANGED]
         real = torch.tensor(layout.ids)[:, None] >= 0
         for turn in range(1, TURNS if exact else 1):
             if not (real & reach & (influence == 0)).any():
                 break
-            # In half precision a row may round away what one token changes, and not what all others would.
+            # In half precision a row may round away the change of one token, and not that of another.
             influence = torch.maximum(influence, self.influence(layout, turn))
         leaks = torch.where(real & ~reach, influence, 0.0)
         lost = (real & ~influence.isfinite()).any(-1)
         detail = ""
         if lost.any():
-            # Some kernels give finite numbers where others say that weights are not: SDPA, of a query of NaN.
+            # Some kernels return finite numbers for weights that are not finite: SDPA does for a query of NaN.
             refuse_not_finite(self.model, self.tokens)
             detail = f"(row {int(lost.nonzero()[0])} is not finite)"
         elif leaks.max() > self.noise:
@@ -180,7 +180,10 @@ class _Probe:
         return CheckRow(name, not detail, float(leaks.max()), detail)
 
     def layouts_agree(self) -> Iterator[CheckRow]:
-        """Needs position ids: a model that takes none places padded tokens by column, unpatched too."""
+        """Compare rows of several documents with each document alone.
+
+        A model without position ids places padded tokens by column, with and without a mask, and is not compared.
+        """
         if not self.read.takes_positions:
             return
         for mask, masks in self.own_and_probe():
@@ -203,7 +206,7 @@ class _Probe:
         first = self.marked(PLAIN, self.tokens[:, : PIECES[0]])
         for mask, masks in self.own_and_probe():
             with masks:
-                # Without position ids: the model's own positions (RoBERTa's begin at 2) are those of its cache.
+                # Without position ids: with a cache the model uses its own positions (RoBERTa's begin at 2).
                 whole = self.read(self.tokens, **self.marked(PLAIN, self.tokens))
                 pieces = self.read.cached(self.tokens, PIECES, **first)
                 yield self.verdict(f"cached decoding = recomputation, {mask}", relative(pieces, whole))
@@ -218,9 +221,9 @@ class _Probe:
 
 
 def _disagreement(call: Call, backend: str, device: torch.device) -> float:
-    """The greatest difference between a backend and the reference under one layer's mask and documents."""
+    """Return the greatest difference between a backend and the reference under a layer's mask and documents."""
     draw = torch.Generator().manual_seed(0)
-    # What the content decides is decided by head; other masks are the same for heads of any number.
+    # Adaptive masks differ by head; the others are the same for any number of heads.
     adaptive, heads = call.mask.is_adaptive, len(call.mask.heads)
     query_heads, key_heads = (call.query.shape[1], call.key.shape[1]) if adaptive else (heads, heads)
     query, key, value = (
@@ -238,7 +241,7 @@ def _disagreement(call: Call, backend: str, device: torch.device) -> float:
 
 
 def _reach(layers: Sequence[Tensor]) -> Tensor:
-    """``[N, N]``: whether the row can depend on the token, through all layers and the residual stream."""
+    """Return whether a row can depend on a token, through all layers and the residual stream ``[N, N]``."""
     itself = torch.eye(LENGTH)
     reach = itself
     for allowed in layers:
@@ -248,7 +251,7 @@ def _reach(layers: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def _layers(model: nn.Module, change: Callable[[int, LayerMask], LayerMask]) -> Iterator[None]:
-    """What is attached to the layers, changed for the length of a with block."""
+    """Change the masks of the layers for the length of a with block."""
     held = [(module, mask) for module in model.modules() if (mask := attached(module)) is not None]
     for module, layer_mask in held:
         attach(module, change(vars(module)["layer_idx"], layer_mask))

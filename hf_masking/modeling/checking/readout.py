@@ -1,4 +1,4 @@
-"""What a model says of each token: the numbers that the checks compare."""
+"""Read the numbers that the checks compare: a model's outputs for each token."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..base_model.placement import device_of
 
 
 class Readout:
-    """Reads the logits of a model or, where it has no language-model head, its last hidden states.
+    """Reads the logits of a model or, if it has no language-model head, its last hidden states.
 
-    A head that classifies a sequence or its tokens reads hidden states token by token, and some do not take a batch
-    without a padding token: the model under it is run alone.
+    A head that classifies a sequence or its tokens works token by token, and some reject a batch without a padding
+    token: so the model under it is run alone.
     """
 
     def __init__(self, model: nn.Module) -> None:
         base = pretrained(model)
         self.has_head = base.get_output_embeddings() is not None
-        # A model with a head is run as a whole: OPT's goes past its base model. Where there is none, `base_model` is
+        # A model with a head is run as a whole: OPT's does more than its base model. Without one, `base_model` is
         # what the head calls; `get_decoder` may be something else (a linear layer in ModernBERT's decoder).
         self.model = model if self.has_head else base.base_model
         self.name = type(base).__name__
@@ -33,24 +33,24 @@ class Readout:
         owner = base if self.has_head else self.model
         self.takes_positions = "position_ids" in inspect.signature(type(owner).forward).parameters
         padding = getattr(base.config.get_text_config(decoder=True), "pad_token_id", None)
-        # RoBERTa gives tokens that look like padding no position of their own.
+        # RoBERTa gives tokens with the padding's id no position of their own.
         tokens = torch.arange(self.vocabulary)
         self._usable = tokens if padding is None or self.vocabulary < 3 else tokens[tokens != padding]
 
     def __call__(self, tokens: Tensor, *, last: int = 0, **arguments: Any) -> Tensor:
-        """Returns ``[B, N, size]`` in float32 for tokens ``[B, N]``, from one forward without a cache.
+        """Return ``[B, N, size]`` in float32 for tokens ``[B, N]``, from one forward without a cache.
 
         Parameters:
-            last: of the last tokens only, of so many; 0 for all.
+            last: number of last tokens to read; 0 for all.
             arguments: of the forward.
         """
         return self._read(self.model(input_ids=tokens, use_cache=False, **arguments), last)
 
     def cached(self, tokens: Tensor, lengths: Sequence[int], **first: Any) -> Tensor:
-        """Returns the same from tokens that come in pieces, on one cache.
+        """Return the same from tokens that come in pieces, on one cache.
 
         Parameters:
-            lengths: tokens in the pieces.
+            lengths: number of tokens in each piece.
             first: arguments of the first forward.
         """
         cache, rows = None, []
@@ -66,12 +66,12 @@ class Readout:
         return torch.cat(rows, 1)
 
     def draw(self, rows: int, length: int, seed: int) -> Tensor:
-        """Returns random tokens ``[rows, length]``, always the same for a seed."""
+        """Return random tokens ``[rows, length]``, the same for the same seed."""
         draw = torch.Generator().manual_seed(seed)
         return self._usable[torch.randint(len(self._usable), (rows, length), generator=draw)].to(self.device)
 
     def another(self, token: int, n: int) -> int:
-        """Returns another token: for n = 0, 1, ... different ones, as far as the vocabulary has them."""
+        """Return another token; different ones for n = 0, 1, ..., as far as the vocabulary goes."""
         if len(self._usable) < 2:
             raise FailedCheckError(
                 f"{self.name} has a vocabulary of {self.vocabulary} and the checks change tokens into others"

@@ -1,4 +1,4 @@
-"""Why a model cannot run under a mask, in one sentence."""
+"""Explain in one sentence why a model cannot run under a mask."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _TORCH, _PLUGIN = Path(torch.__file__).parent, Path(__file__).parents[2]
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns whatever a model's forward raises under a mask into an `UnsupportedModelError` of one sentence.
+    """Turn any exception of a model's forward under a mask into an `UnsupportedModelError` of one sentence.
 
     Parameters:
-        name: of the model's class.
+        name: the name of the model's class.
     """
     try:
         yield
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # models compute with the mask slot, or with inputs that they lack, in ways of their own
+    except Exception as error:  # some models compute with the mask slot, or need inputs that the checks do not give
         raise UnsupportedModelError(f"{name} does not run under a mask: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """Returns one line: what was raised, and where; the message alone where it is ours."""
+    """Return one line: what was raised and where, or the message alone if this package raised it."""
     message = next(iter(str(error).splitlines()), "")
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if _TORCH not in Path(frame.filename).parents
@@ -49,7 +49,7 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
     """Raise an `UnsupportedModelError` for weights or buffers that are NaN or infinite, or a model that overflows.
 
     Parameters:
-        tokens: ``[B, N]``, of which the model under its mask says what is not finite.
+        tokens: ``[B, N]``, for which the model under its mask computes what is not finite.
     """
     read = Readout(unpatched_copy(model))
     for name, weights in model.named_parameters():

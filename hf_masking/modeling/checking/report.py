@@ -1,4 +1,4 @@
-"""What checks report: one row per question."""
+"""The reports of the checks: one row per question."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One question: its name, the verdict, the greatest difference seen, and what went wrong.
+    """One question: its name, the verdict, the greatest difference, and what went wrong.
 
-    difference: relative to the standard deviation of what the model says of its tokens.
+    difference: relative to the standard deviation of the model's outputs.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How far two right ways of computing the same may lie apart, in the precision that a model computes in."""
+"""Tolerances: how far two correct computations may differ in the precision of a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..patching.apply import unpatched_copy
 from ..patching.record import layer_masks
 from .readout import Readout
 
-# Relative to the standard deviation of what the model says.
+# Relative to the standard deviation of the model's outputs.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-# Half precision adds up over layers, so a deep model may need more than the constant: this many times what it shows
-# without a mask, and never so much that another text would pass.
+# Errors of half precision add up over layers, so a deep model may need more than the constant: this many times its
+# error without a mask, and never so much that another text would pass.
 _HEADROOM = 4
 _MOST = 1.0
 
 
 class Rounding:
-    """What a patched model may differ by from itself.
+    """The differences that rounding explains between two runs of a patched model.
 
     Parameters:
-        dtype: what the model computes in, see `precision`.
-        texts: lengths of the pieces of each text on which the model is measured without its mask, where the constant
+        dtype: the dtype that the model computes in, see `precision`.
+        texts: the lengths of the pieces of each text on which the model is measured without its mask, if the constant
             is not enough.
     """
 
@@ -42,20 +42,20 @@ class Rounding:
         return torch.finfo(self.dtype).eps
 
     def forgives(self, differences: Tensor) -> bool:
-        """Returns whether the differences of some tokens, relative to the standard deviation, may be rounding."""
+        """Return whether the differences of some tokens, relative to the standard deviation, may be rounding."""
         worst, constant = float(differences.max()), TOLERANCES[self.dtype]
         if worst <= constant:
             return True
         if self.epsilon <= torch.finfo(torch.float32).eps or not math.isfinite(worst):
             return False
         limit = max(constant, min(_MOST, _HEADROOM * self.unpatched))
-        # A mask that scores pairs leaves out the low ones. Where scores are nearly equal rounding decides, and the
-        # tokens that read another key are far off: those are few, while a fault shows in most.
+        # A mask that scores pairs leaves out low scores. Between nearly equal ones rounding decides, and tokens that
+        # then read another key differ a lot: those are few, while a fault shows in most tokens.
         return worst <= limit or (self.scores_pairs and float(differences.median()) <= limit)
 
     @functools.cached_property
     def unpatched(self) -> float:
-        """How far cached decoding lies from recomputation in the model without its mask."""
+        """The greatest difference of cached decoding from recomputation in the model without its mask."""
         read = Readout(unpatched_copy(self.model))
         found = []
         for pieces in self.texts:
@@ -65,26 +65,26 @@ class Rounding:
 
 
 def precision(model: nn.Module, calls: Sequence[Call]) -> torch.dtype:
-    """Returns the coarsest dtype of the weights and of what attention reads, which under autocast is another one.
+    """Return the coarsest dtype of the weights and of attention's inputs, which differ under autocast.
 
     Parameters:
-        calls: of the model's attention.
+        calls: calls of the model's attention.
     """
     dtypes = {parameter.dtype for parameter in model.parameters()} | {call.value.dtype for call in calls}
-    # Dtypes of 8 and 4 bits are for keeping weights only.
+    # Dtypes of 8 and 4 bits only store weights.
     return max(dtypes & TOLERANCES.keys(), key=lambda dtype: torch.finfo(dtype).eps, default=torch.bfloat16)
 
 
 def spread(x: Tensor) -> float:
-    """Returns the standard deviation, as something to divide by."""
+    """Return the standard deviation, safe to divide by."""
     return float(x.std().nan_to_num(nan=1.0).clamp(min=1e-30))
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
-    """What is not a number is as far away as can be: a comparison with it would pass for equal."""
+    """Return absolute differences, infinite for NaN: comparisons with NaN would pass for equal."""
     return (one - other).abs().nan_to_num(nan=torch.inf)
 
 
 def relative(one: Tensor, other: Tensor) -> Tensor:
-    """Returns the greatest difference of each token ``[B, N]`` in what is said of it ``[B, N, size]``."""
+    """Return the greatest difference of each token ``[B, N]``, relative to the standard deviation of the outputs."""
     return distance(one, other).amax(-1) / spread(other)

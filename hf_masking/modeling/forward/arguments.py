@@ -1,4 +1,4 @@
-"""From the arguments of a forward to what they say of its tokens."""
+"""Read the arguments of a forward into a `Batch`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ..in_graph import holds, refuse_if
 from .marks import Asks, check_ids, read_spans, refuse_spans
 from .mask_slot import is_slot
 
-# Where FlashAttention is told the documents of a flattened batch; collators for it pass all of them.
+# The arguments by which FlashAttention knows the documents of a flattened batch; its collators pass all of them.
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that are for nobody behind the hook
+OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that the model does not know
 
 
 def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, caches: bool, **beside: Any) -> Batch:
-    """The batch of a forward.
+    """Return the batch of a forward.
 
     Parameters:
         arguments: those of the forward, by name.
         cache: the cache, if its layers are `MaskedLayer`s.
-        asks: what the masks of the model ask of a batch.
-        caches: the forward fills a cache, of whatever kind.
-        beside: what a `Batch` says beside its tokens.
+        asks: what the model's masks need to know about a batch.
+        caches: the forward fills a cache of any kind.
+        beside: the fields of a `Batch` that are not about its tokens.
     """
     arguments = _with_choices_as_rows(arguments)
     position_ids = arguments.get("position_ids")
-    # Whether several of these start a new document decides what the cache may be used for.
+    # If they start a new document, the cache holds packed documents.
     restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
     flattened = any(arguments.get(name) is not None for name in _FLATTENED)
     if torch.compiler.is_compiling() and (asks.spans or restarts or flattened):
@@ -79,9 +79,9 @@ def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside:
 
 
 def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Texts ``[batch, choices, tokens]``, as GPT-2's double heads take them, with a row for each choice.
+    """Return arguments with one row per choice for ``[batch, choices, tokens]``, as GPT-2's double heads take them.
 
-    The trap: a third axis may be one of codebooks as well, ``[batch, tokens, codebooks]``.
+    The trap: a third axis may also be that of codebooks, ``[batch, tokens, codebooks]``.
     """
     ids, real = arguments.get("input_ids"), arguments.get("attention_mask")
     if ids is None or ids.ndim < 3 or not ("mc_token_ids" in arguments or getattr(real, "ndim", 0) == ids.ndim):
@@ -100,7 +100,7 @@ _read_outside = torch.compiler.disable(
 
 
 def _columns_before(length: int | Tensor, arguments: Mapping[str, Any], new: int) -> int:
-    """The number of cached columns; a static cache counts them in a tensor, whose value a compiled graph has not."""
+    """Return the number of cached columns; a static cache counts them in a tensor, unknown in a compiled graph."""
     if not torch.compiler.is_compiling() or isinstance(length, int):
         return int(length)
     covering = (arguments.get(name) for name in ("attention_mask", "document_ids"))
@@ -108,12 +108,12 @@ def _columns_before(length: int | Tensor, arguments: Mapping[str, Any], new: int
 
 
 def _one_if_alike(rows: Tensor | None) -> Tensor | None:
-    """Rows that are alike are described, and computed, as one."""
+    """Return one row if all are alike: they are computed as one."""
     return rows if rows is None or not holds((rows == rows[:1]).all()) else rows[:1]
 
 
 def _is_prepared(attention_mask: Any) -> bool:
-    """Whether the mask slot holds our own handles already (`generate` prepares them before a compiled forward)."""
+    """Return whether the mask slot is filled already, as `generate` does before a compiled forward."""
     values = list(attention_mask.values()) if isinstance(attention_mask, Mapping) else [attention_mask]
     if all(value is None or is_slot(value) for value in values):
         return any(value is not None for value in values)
@@ -123,13 +123,13 @@ def _is_prepared(attention_mask: Any) -> bool:
         got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"a patched model takes the 2D padding mask [batch, tokens] as attention_mask, got {got}; "
-            "say the pattern as a mask instead: patch_model(model, 'window:256|sinks:4')"
+            "give the pattern as a mask instead: patch_model(model, 'window:256|sinks:4')"
         )
     return False
 
 
 def _read_padding(attention_mask: Tensor | None, rows: int, seen: int, new: int) -> Tensor | None:
-    """The real tokens ``[B, N]``; None where all are."""
+    """Return which tokens are real ``[B, N]``; None if all are."""
     if attention_mask is None:
         return None
     if attention_mask.shape != (rows, seen + new):
@@ -149,7 +149,7 @@ def _read_document_ids(document_ids: Tensor | None, rows: int, seen: int, new: i
 
 
 def _with_flattened(ids: Tensor | None, arguments: Mapping[str, Any], rows: int, seen: int, new: int) -> Tensor | None:
-    """The documents of a flattened batch, which must be those that are known already, if they are."""
+    """Return the documents of a flattened batch; if documents are known already, they must be the same."""
     given = [name for name in _FLATTENED if arguments.get(name) is not None]
     if not given:
         return ids
@@ -157,7 +157,7 @@ def _with_flattened(ids: Tensor | None, arguments: Mapping[str, Any], rows: int,
     whole = rows == 1 and not seen and (of_keys is None or (starts is not None and torch.equal(starts, of_keys)))
     if not whole or starts is None or starts[0] != 0 or starts[-1] != new:
         raise ValueError(
-            f"{', '.join(given)} must say where the documents of one row of {new} tokens begin, and where it ends "
+            f"{', '.join(given)} must give where the documents of one row of {new} tokens begin, and where it ends "
             f"(cu_seq_lens_q = cu_seq_lens_k = [0, ..., {new}]), with nothing cached; got {rows} rows, {seen} cached "
             "tokens; pass document_ids= for packed documents"
         )
@@ -179,14 +179,14 @@ def _are_alike(ids: Tensor, others: Tensor) -> bool:
 def _read_position_ids(
     position_ids: Tensor | None, real: Tensor | None, rows: int, seen: int, new: int, length: int | Tensor
 ) -> Tensor | None:
-    """Document ids if the position ids start anew somewhere; positions of several axes (images) say nothing of that."""
+    """Return document ids if position ids start again somewhere; those with several axes (images) do not show it."""
     if position_ids is None or position_ids.ndim != 2:
         return None
     position_ids = position_ids.expand(rows, -1)
     if seen or isinstance(length, Tensor):
         refuse_if(
             (_starts_anew(position_ids, real, seen) & (length > 0)).any(),
-            "position_ids start a new document behind cached tokens; pass document_ids of shape [batch, cached and new "
+            "position_ids start a new document after cached tokens; pass document_ids of shape [batch, cached and new "
             "tokens]",
         )
     if new == 1:
@@ -200,7 +200,7 @@ def _read_position_ids(
 
 
 def _starts_anew(position_ids: Tensor, real: Tensor | None, seen: int) -> Tensor:
-    """Whether each row has cached tokens, and its first new token has position 0 all the same (padding may)."""
+    """Return which rows have cached tokens and a first new token at position 0 (padding may have position 0)."""
     if real is None:
         return position_ids[:, 0] == 0
     cached, new = real[:, :seen], real[:, seen:]

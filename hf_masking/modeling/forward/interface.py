@@ -191,7 +191,7 @@ def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, 
         return features
     if cached is None or cached.features is None or cached.features.shape[2] != n_keys:
         raise ValueError(
-            f"'{mask}' reads something of every key, and this cache keeps keys and values only; use the default cache"
+            f"'{mask}' needs features of every key, and this cache stores keys and values only; use the default cache"
         )
     return with_keys(features, cached.features)
 
@@ -224,10 +224,9 @@ def _refuse_without_mask(module: nn.Module) -> NoReturn:
             f"{type(module).__name__} is a cross-attention, for which masks are not defined; unpatch_model(model) first"
         )
     raise ValueError(
-        f"{type(module).__name__} runs on attn_implementation={KEY!r} but has no mask; call "
-        "hf_masking.patch_model(model), load with hf_masking.from_pretrained(path), "
-        "or load with attn_implementation='sdpa' for full attention; encoders beside a patched decoder are not "
-        "supported"
+        f"{type(module).__name__} runs on attn_implementation={KEY!r} but has no mask; load the checkpoint with "
+        "hf_masking.from_pretrained(path), or call hf_masking.patch_model(model); attn_implementation='sdpa' loads it "
+        "with full attention; encoders beside a patched decoder are not supported"
     )
 
 
@@ -236,12 +235,12 @@ def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which hf_masking does not know "
-            "and will not ignore"
+            "and does not ignore"
         )
     if kwargs.get("is_causal") is False:
         raise ValueError(
-            f"{type(module).__name__} was called with is_causal=False, which asks for bidirectional attention, and the "
-            "mask says what is seen; leave it out, or use a mask that is bidirectional, such as 'block_causal:64'"
+            f"{type(module).__name__} was called with is_causal=False, which asks for bidirectional attention, but the "
+            "mask decides; leave it out, or use a bidirectional mask such as 'block_causal:64'"
         )
 
 

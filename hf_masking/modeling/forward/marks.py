@@ -1,4 +1,4 @@
-"""Which tokens see each other both ways: prefixes and marked spans, wherever a caller says them."""
+"""Read which tokens see each other bidirectionally: prefixes and marked spans, from wherever a caller gives them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .generation import GenerationState, candidates, generation_state
 
 @dataclass(frozen=True)
 class Asks:
-    """What the masks of a model ask of a batch.
+    """What the masks of a model need to know about a batch.
 
     spans: which tokens are marked.
-    prefix_only: no more than where a prefix ends, so that in `generate` it can be the prompt.
-    content: its hidden states, of which a cache keeps what adaptive masks read of the keys.
+    prefix_only: only where a prefix ends, so that in `generate` it can be the prompt.
+    content: its hidden states; a cache stores the features of its keys.
     """
 
     spans: bool
@@ -41,27 +41,27 @@ class Asks:
 
 
 def check_ids(name: str, ids: Tensor, rows: int, tokens: int) -> None:
-    """Raises a ValueError unless ``ids`` are integers, one for each token of each row (or of one for all)."""
+    """Raise a ValueError unless ``ids`` are integers, one for each token of each row, or of one row for all."""
     if ids.is_floating_point() or ids.shape not in {(rows, tokens), (1, tokens)}:
         got = f"{ids.dtype} of shape {list(ids.shape)}"
         raise ValueError(f"{name} must be integers of shape [{rows}, {tokens}], got {got}")
 
 
 def refuse_spans(arguments: Mapping[str, Any]) -> None:
-    """Raises a ValueError where something is marked and no mask asks for it."""
+    """Raise a ValueError if tokens are marked and no mask needs marks."""
     for name, mask in (("prefix_lengths", "prefix|causal"), ("span_ids", "spans|causal")):
         if arguments.get(name) is not None:
-            raise ValueError(f"{name} is for a mask that asks for it, such as patch_model(model, '{mask}')")
+            raise ValueError(f"{name} is for a mask that needs it, such as patch_model(model, '{mask}')")
 
 
 def read_spans(
     arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, packed: bool, shape: tuple[int, int, int]
 ) -> Tensor | None:
-    """The marked span of each token ``[B or 1, N]``, negative for none; None where nobody said.
+    """Return the marked span of each token ``[B or 1, N]``, negative for none; None where nothing is marked.
 
     Parameters:
         arguments: those of the forward, by name.
-        asks: what the masks ask for.
+        asks: what the masks need to know.
         real: ``[B, N]``, False for padding; None where no token is.
         packed: a row may hold several documents.
         shape: rows, cached tokens and new tokens.
@@ -75,9 +75,9 @@ def read_spans(
         raise ValueError(f"prefix_lengths are given where {why}; leave them out, or pass span_ids")
     if lengths is None and span_ids is None:
         if seen:
-            # What was marked came in full with an earlier call.
+            # Marked spans came in full with an earlier call.
             return torch.full((1, seen + new), PADDING)
-        lengths, span_ids = _said_elsewhere(arguments, asks, real, rows, new)
+        lengths, span_ids = _marks_of_cache(arguments, asks, real, rows, new)
     if lengths is not None:
         spans = _of_prefixes(lengths, real, rows, new)
     elif span_ids is not None:
@@ -88,21 +88,21 @@ def read_spans(
     return spans
 
 
-def _said_elsewhere(
+def _marks_of_cache(
     arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, rows: int, new: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Lengths and span ids that the cache was made for; in the first call of `generate` the prompt is the prefix."""
+    """Return lengths or span ids from the cache; without these, the prompts in the first call of `generate`."""
     lengths, span_ids = None, None
     cache = arguments.get("past_key_values")
     if isinstance(cache, Cache):
         lengths, span_ids = record_of(cache).marks
-    # `generate` repeats each prompt for its beams or its return sequences.
+    # `generate` repeats each prompt for beams and return sequences.
     if lengths is not None:
         lengths = torch.as_tensor(lengths).reshape(-1)
         lengths = lengths.repeat_interleave(max(1, rows // max(1, len(lengths))))
     elif span_ids is not None:
         span_ids = span_ids.repeat_interleave(max(1, rows // max(1, len(span_ids))), dim=0)
-        # Assisted decoding sends its first candidates along.
+        # Assisted decoding appends its first candidates.
         span_ids = pad(span_ids, (0, max(0, new - span_ids.shape[1])), value=PADDING)
     elif asks.prefix_only:
         lengths = _prompts(arguments, real, rows, new)
@@ -128,12 +128,12 @@ def _of_prefixes(lengths: Any, real: Tensor | None, rows: int, new: int) -> Tens
     device = torch.device("cpu") if real is None else real.device
     lengths = torch.as_tensor(lengths, device=device)
     if lengths.is_floating_point() or lengths.shape != (rows,):
-        raise ValueError(f"prefix_lengths must be {rows} integers, one a row, got {lengths.tolist()}")
+        raise ValueError(f"prefix_lengths must be {rows} integers, one per row, got {lengths.tolist()}")
     counts = torch.arange(1, new + 1, device=device).expand(rows, -1) if real is None else real.cumsum(-1)
     if bool((lengths < 0).any()) or bool((lengths > counts[:, -1]).any()):
         raise ValueError(
             f"the prefixes have {lengths.tolist()} tokens and the first call has {counts[:, -1].tolist()}; a prefix "
-            "must come in one call, since its tokens see each other both ways (no chunked prefill)"
+            "must come in one call, since its tokens see each other bidirectionally (no chunked prefill)"
         )
     inside = counts <= lengths[:, None]
     return torch.where(inside if real is None else inside & real, 0, PADDING)
@@ -148,8 +148,8 @@ def _of_ids(span_ids: Tensor, real: Tensor | None, shape: tuple[int, int, int]) 
     for row in spans if seen else ():
         if set(row[:seen].tolist()) & set(row[seen:].tolist()) - {PADDING}:
             raise ValueError(
-                "a marked span starts in the cache and goes on in new tokens, which its first tokens have not seen; "
-                "let a span come in one call"
+                "a marked span starts in the cache and continues in new tokens, which its first tokens have not seen; "
+                "pass a span in one call"
             )
     # No new token is in a span of cached ones, and the cache may have evicted a part of it.
     return torch.where(torch.arange(seen + new, device=spans.device) < seen, PADDING, spans)
@@ -162,6 +162,6 @@ def _refuse_seen_labels(labels: Tensor | None, spans: Tensor) -> None:
     inside = (spans[:, 1:] >= 0) & (spans[:, 1:] == spans[:, :-1])
     if bool((inside & (labels[:, 1:] != -100)).any()):
         raise ValueError(
-            "labels inside a prefix or a marked span are seen by the rows that predict them; set them to -100: "
+            "labels inside a prefix or a marked span are visible to the rows that predict them; set them to -100: "
             "labels = hf_masking.training.labels_for_prefix_lm(prefix_lengths, labels)"
         )

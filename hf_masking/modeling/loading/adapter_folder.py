@@ -1,4 +1,4 @@
-"""An adapter that PEFT has saved, and the base model and the mask that it names."""
+"""Find an adapter that PEFT has saved, with the base model and the mask that it names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, find_adapter_co
 
 from ..patching.config import KEY
 
-_INSIDE = "base_model.model."  # what PEFT puts before the name of a weight of the model that it wraps
+_INSIDE = "base_model.model."  # the prefix that PEFT gives the names of the wrapped model's weights
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Adapter:
     """The adapter in a folder or a hub repository.
 
     attributes: its config, without the entry of the mask.
-    entry: the mask, as in a config.json; None for none.
-    where: how its files are found, as `from_pretrained` is told.
+    entry: the mask, as in a config.json; None for no mask.
+    where: where its files are found, as keyword arguments of `from_pretrained`.
     """
 
     path: str
@@ -40,12 +40,12 @@ class Adapter:
 
     @property
     def revision(self) -> str | None:
-        """The revision of the base model, if that matters."""
+        """The revision of the base model; None for the default."""
         return self.attributes.get("revision")
 
     @cached_property
     def weights(self) -> Set[str]:
-        """The weights that the adapter holds, by their names in the model that it goes into."""
+        """The names of the weights that the adapter holds, as the model calls them that it is put into."""
         from peft import load_peft_weights
 
         return {name.removeprefix(_INSIDE) for name in load_peft_weights(self.path, device="cpu", **self.where)}
@@ -56,7 +56,7 @@ class Adapter:
 
         config = PeftConfig.from_peft_type(**self.attributes)
         with warnings.catch_warnings():
-            # PEFT asks a model of Transformers for what has another name by now.
+            # PEFT uses a name that Transformers has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("error", "Found missing adapter keys")
             try:

@@ -1,4 +1,4 @@
-"""What masks have learned, in the files of a checkpoint."""
+"""Load the learned parameters of masks from the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..patching.layer_mask import NAME, is_learned
 
 
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of masks, with their names in the model."""
+    """Yield the parameters of adaptive masks, with their names in the model."""
     return ((name, parameter) for name, parameter in model.named_parameters() if is_learned(name))
 
 
 def load_learned(model: nn.Module, path: str | PathLike[str], where: dict[str, Any]) -> None:
-    """Load what the masks have learned, all of it and nothing else.
+    """Load the learned parameters of a model's masks, all of them and nothing else.
 
     Parameters:
-        where: of what `AutoModelForCausalLM.from_pretrained` was told, how to find the files.
+        where: where the files are found, as keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: the checkpoint holds more, less or something else.
+        ValueError: the checkpoint holds other parameters, or values that are not finite.
     """
     wanted = {_place(name): parameter for name, parameter in learned_parameters(model)}
     if not wanted:
@@ -57,7 +57,7 @@ def load_learned(model: nn.Module, path: str | PathLike[str], where: dict[str, A
 
 
 def require_learned(names: Iterable[str], saved: Iterable[str], path: str) -> None:
-    """Raise a ValueError if parameters of masks, which an adapter should bring, are not among those that it saved."""
+    """Raise a ValueError if an adapter lacks parameters of masks that it should hold."""
     if missing := sorted({_place(name) for name in names} - {_place(name) for name in saved if is_learned(name)}):
         raise ValueError(
             f"neither {path} nor its base model holds what its masks have learned: missing {missing}; for masks that "
@@ -66,13 +66,13 @@ def require_learned(names: Iterable[str], saved: Iterable[str], path: str) -> No
 
 
 def _place(name: str) -> str:
-    """The layer and the parameter in it: what stands before is renamed by Transformers in some models."""
+    """Return the layer and the parameter in it: Transformers renames the part before the layer in some models."""
     before, _, own = name.rpartition(f".{NAME}.")
     return f"layer {next(part for part in reversed(before.split('.')) if part.isdigit())}: {own}"
 
 
 def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
-    """The files of the checkpoint that hold what masks have learned, those that Transformers reads."""
+    """Return those files that Transformers reads and that hold learned parameters of masks."""
     variant = where.pop("variant", None)
     if (whole := _find(path, _with_variant(SAFE_WEIGHTS_NAME, variant), where)) is not None:
         return [whole]
@@ -95,7 +95,7 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 
 def _find(path: str, name: str, where: dict[str, Any]) -> str | None:
-    """A file of a folder or a hub repository; None if it has no such file."""
+    """Return a file of a folder or a hub repository; None if it has no such file."""
     if Path(path).is_dir():
         file = Path(path) / (where.get("subfolder") or "") / name
         return str(file) if file.is_file() else None

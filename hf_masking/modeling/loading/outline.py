@@ -1,4 +1,4 @@
-"""A model without its weights: what can be known of it before they are loaded."""
+"""Build a model without its weights, to learn about it before they are loaded."""
 
 from __future__ import annotations
 

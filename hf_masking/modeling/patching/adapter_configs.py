@@ -1,10 +1,10 @@
-"""The mask goes into the configs of PEFT's adapters, which are saved without the model around them.
+"""Put the mask into the configs of PEFT's adapters, which are saved without the model around them.
 
 PEFT writes what `to_dict` of an adapter's config returns, and warns of an entry that it does not know. So an adapter of
-a patched model loads under its mask with `hf_masking.from_pretrained`, and with a warning with PEFT alone.
+a patched model loads under its mask with `hf_masking.from_pretrained`, and with PEFT alone it loads with a warning.
 
-A patched model gives its adapters configs of their own, since one `LoraConfig` may serve several models. It does so
-when it is patched, and before each forward and each saving, since `get_peft_model` may come after the patch.
+A patched model gives its adapters their own configs, since one `LoraConfig` may serve several models. It does so when
+it is patched, and before each forward and each save, since `get_peft_model` may come after the patch.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .record import ATTRIBUTE, Patch
 logger = logging.getLogger("hf_masking")
 
 _CONFIGS = "peft_config"  # the attribute in which PEFT keeps the configs of a model's adapters, by name
-_PROMPT_LEARNING = "base_model."  # where PEFT keeps a model that it gives prompts, and no attribute
+_PROMPT_LEARNING = "base_model."  # the prefix under which PEFT keeps a model with learned prompts
 
 
 @dataclass(frozen=True)
 class _Carried:
-    """What a config is saved with.
+    """What an adapter's config carries until it is saved.
 
     entry: the mask, as in a config.json.
     lost: the masks whose parameters are trained and not saved by PEFT.
-    once: PEFT is about to write this config, which is not the model's own; afterwards it is an ordinary one again.
+    once: PEFT is about to write this config, which is the user's; afterwards it is an ordinary one again.
     """
 
     entry: dict[str, Any]
@@ -45,7 +45,7 @@ class _Carried:
 
 
 class _Masked:
-    """Mixed into the class of an adapter's config, whose attribute `KEY` holds what it carries."""
+    """A mixin for the class of an adapter's config, whose attribute `KEY` holds what it carries."""
 
     plain: Any
 
@@ -54,8 +54,8 @@ class _Masked:
         written: dict[str, Any] = super().to_dict() | {KEY: carried.entry}  # type: ignore[misc]
         if carried.lost:
             logger.warning(
-                "this adapter is saved without what %s has learned, which PEFT saves where it is named before the "
-                "adapter is made: patch_model first, then LoraConfig(..., modules_to_save=%s)",
+                "this adapter is saved without what %s has learned; PEFT saves it if it is named before the adapter is "
+                "made: patch_model first, then LoraConfig(..., modules_to_save=%s)",
                 " and ".join(carried.lost),
                 list(carried.lost),
             )
@@ -64,7 +64,7 @@ class _Masked:
         return written
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # This class is made below, so that it cannot be imported.
+        # This class is made at run time, so it cannot be imported.
         return _unpickled, (self.plain,), vars(self)
 
 
@@ -92,18 +92,18 @@ def _release(config: Any) -> None:
 
 
 def follow(base: nn.Module) -> list[RemovableHandle]:
-    """Register the hooks that find the adapters which PEFT puts into a patched model."""
+    """Register hooks that find the adapters that PEFT puts into a patched model."""
     return [base.register_forward_pre_hook(_before_forward), base.register_state_dict_pre_hook(_before_saving)]
 
 
 def give(model: nn.Module, patch: Patch) -> None:
-    """Save the adapters in a model, and around it, with its mask from now on."""
+    """Let the adapters in a model, and around it, be saved with its mask."""
     for module in model.modules():
         _give(getattr(module, _CONFIGS, None), patch)
 
 
 def take_back(patch: Patch) -> None:
-    """Save the adapters without a mask from now on."""
+    """Let the adapters be saved without a mask again."""
     for config in [*patch.adapters, *patch.borrowed]:
         _release(config)
     patch.adapters.clear()
@@ -111,7 +111,7 @@ def take_back(patch: Patch) -> None:
 
 
 def _give(configs: Any, patch: Patch, lost: tuple[str, ...] = ()) -> None:
-    """Replace configs by own copies that carry the mask."""
+    """Replace configs by copies that carry the mask."""
     for name, config in configs.items() if isinstance(configs, dict) else ():
         if all(config is not own for own in patch.adapters):
             configs[name] = copy.copy(config)
@@ -126,7 +126,7 @@ def _before_forward(base: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _give_back(patch: Patch) -> None:
-    """Release what a save has marked and not written, since it failed."""
+    """Release configs that a failed save has marked and not written."""
     while patch.borrowed:
         _release(patch.borrowed.pop())
 
@@ -144,7 +144,7 @@ def _before_saving(base: nn.Module, prefix: str, keep_vars: bool) -> None:
         return
     for config, own in zip(held, configs.values(), strict=True):
         if config is not own:
-            # PEFT asks for the weights when it has the config in hand already.
+            # PEFT has taken the config before it asks for the weights.
             patch.borrowed.append(config)
             _mark(config, _Carried(patch.config.to_dict(), lost, once=True))
 

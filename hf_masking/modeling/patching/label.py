@@ -1,4 +1,4 @@
-"""What runs in a patched model, in words: its mask, other masks by layer, and windows of the model's own."""
+"""Describe what runs in a patched model: its mask, other masks by layer, and the model's own windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .record import require_patch
 
 
 def label_of(model: nn.Module) -> str:
-    """Name what runs in a patched model, such as ``causal; layer 0: window:8; within the model's window of 64``.
+    """Describe what runs in a patched model: ``causal; layer 0: window:8; within the model's window of 64``.
 
     Raises:
         ValueError: the model is not patched.

@@ -159,7 +159,7 @@ def test_a_mask_with_lookahead_refuses_generation(use_cache):
 def test_a_document_that_starts_behind_cached_tokens_needs_document_ids(new):
     model = patch_model(build("llama"), "window:4|sinks:1", check=False)
     cache = model(tokens(1, 8), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"start a new document behind cached tokens; pass document_ids of shape"):
+    with pytest.raises(ValueError, match=r"start a new document after cached tokens; pass document_ids of shape"):
         model(tokens(1, new), position_ids=torch.arange(new)[None], past_key_values=cache)
 
 
@@ -194,7 +194,7 @@ def test_a_document_that_starts_after_such_padding_is_still_seen():
     attention_mask, position_ids = holes_after_the_seam(3, 14)
     cache = model(inputs[:, :8], attention_mask=attention_mask[:, :8], use_cache=True).past_key_values
     position_ids[0, 11:] = torch.arange(3)
-    with pytest.raises(ValueError, match="start a new document behind cached tokens"):
+    with pytest.raises(ValueError, match="start a new document after cached tokens"):
         model(inputs[:, 8:], attention_mask=attention_mask, position_ids=position_ids[:, 8:], past_key_values=cache)
 
 

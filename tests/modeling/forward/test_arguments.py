@@ -63,7 +63,7 @@ def test_an_argument_that_nobody_knows_is_refused(arguments):
 def test_a_call_that_asks_for_bidirectional_attention_is_refused():
     model = patch_model(build("llama"), MASK, check=False)
     assert torch.equal(model(tokens(2, 5), is_causal=True).logits, model(tokens(2, 5)).logits)
-    with pytest.raises(ValueError, match="is_causal=False, which asks for bidirectional attention, and the mask"):
+    with pytest.raises(ValueError, match="is_causal=False, which asks for bidirectional attention, but the mask"):
         model(tokens(2, 5), is_causal=False)
 
 

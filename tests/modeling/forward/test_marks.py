@@ -23,7 +23,7 @@ def positions(attention_mask):
 
 
 def dense(rest, real, spans, windows):
-    """``[B, 1, N, N]``, a loop over pairs: both ways inside a span, else the causal mask ``rest``."""
+    """``[B, 1, N, N]``, a loop over pairs: bidirectional inside a span, else the causal mask ``rest``."""
     rows, columns = [], range(LENGTH)
     allowed = parse_mask(rest).dense(LENGTH).tolist()
     for row, marked in zip(real.tolist(), spans, strict=True):
@@ -107,7 +107,7 @@ def test_gradients_and_labels():
     assert labels.tolist() == [[-100] * p + row[p:] for p, row in zip(lengths, inputs.tolist(), strict=True)]
     model(inputs, prefix_lengths=lengths, labels=labels).loss.backward()
     for wrong in (inputs, labels_for_prefix_lm([3, 6], inputs)):
-        with pytest.raises(ValueError, match="labels inside a prefix or a marked span are seen by the rows that pred"):
+        with pytest.raises(ValueError, match="labels inside a prefix or a marked span are visible to the rows that"):
             model(inputs, prefix_lengths=lengths, labels=wrong)
     padded = labels_for_prefix_lm([2], tokens(1, 6), torch.tensor([[0, 0, 1, 1, 1, 0]]))
     assert (padded != -100).tolist() == [[False, False, False, False, True, False]]
@@ -148,8 +148,8 @@ def test_what_is_refused():
             r"the prefixes have \[4\] tokens and the first call has \[3\]; a prefix must come in one call",
         ),
         (lambda: model(inputs, prefix_lengths=[9]), r"the prefixes have \[9\] tokens and the first call has \[8\]"),
-        (lambda: model(inputs, prefix_lengths=[1, 2]), "prefix_lengths must be 1 integers, one a row"),
-        (lambda: model(inputs, prefix_lengths=[1.5]), "prefix_lengths must be 1 integers, one a row"),
+        (lambda: model(inputs, prefix_lengths=[1, 2]), "prefix_lengths must be 1 integers, one per row"),
+        (lambda: model(inputs, prefix_lengths=[1.5]), "prefix_lengths must be 1 integers, one per row"),
         (lambda: model(inputs, prefix_lengths=[1], span_ids=inputs), "prefix_lengths and span_ids are both given"),
         (lambda: model(inputs, span_ids=torch.tensor([[0, 1, 0, -1, -1, -1, -1, -1]])), "must be consecutive"),
         (lambda: model(inputs, span_ids=inputs[:, :3]), r"span_ids must be integers of shape \[1, 8\]"),
@@ -161,7 +161,7 @@ def test_what_is_refused():
         model(inputs, prefix_lengths=[5], past_key_values=held)
     with pytest.raises(ValueError, match="cannot be cropped to 4: that would part a prefix of 5"):
         held.crop(-4)
-    with pytest.raises(ValueError, match="a marked span starts in the cache and goes on in new tokens"):
+    with pytest.raises(ValueError, match="a marked span starts in the cache and continues in new tokens"):
         model(tokens(1, 2), span_ids=torch.tensor([[-1] * 7 + [0, 0, -1]]), past_key_values=held)
     causal = patch_model(build("llama"), "causal", check=False)
     with pytest.raises(ValueError, match="prefix_lengths is for a mask that asks for it"):
