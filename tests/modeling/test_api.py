@@ -1,15 +1,11 @@
 """Patching, undoing it, and everything that can happen to a patched model in between."""
 
 import copy
-import gc
 import io
-import logging
 import pickle
 import re
 import subprocess
 import sys
-import threading
-import weakref
 
 import pytest
 import torch
@@ -92,36 +88,6 @@ def test_copies_keep_the_mask_and_are_independent(family):
     assert torch.equal(logits(model), before)
     unpatch_model(model)
     assert torch.equal(logits(model), logits(build(family)))
-
-
-def test_threads_and_interleaved_models():
-    models = [patch_model(build("llama"), mask) for mask in ("window:2", "strided:3", MASK)]
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[0, :6] = 0
-    expected = [model(tokens(2, 17), attention_mask=padding).logits for model in models]
-    wrong = []
-
-    def run(index):
-        for _ in range(30):
-            if not torch.equal(models[index](tokens(2, 17), attention_mask=padding).logits, expected[index]):
-                wrong.append(index)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_an_exception_in_a_forward_leaves_the_next_one_right():
-    model = patch_model(build("llama"), MASK)
-    before = logits(model)
-    with pytest.raises((ValueError, IndexError)):
-        model(torch.tensor([[10**6]]))
-    with pytest.raises(ValueError, match="attention_mask must cover"):
-        model(tokens(2, 5), attention_mask=torch.ones(2, 3))
-    assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -214,42 +180,6 @@ def test_effective_mask(family):
         assert torch.equal(seen, dense_mask(mask, window, ids)[:, 0])
     with pytest.raises(ValueError, match="is not patched; call patch_model"):
         effective_mask(build(family), input_ids=tokens(1, 3))
-
-
-def test_losing_the_first_token_is_said(caplog):
-    with caplog.at_level(logging.WARNING, "hf_masking"):
-        patch_model(build("llama"), "window:4", check=False)
-        assert "no query after position 3 sees the first token" in caplog.text
-        assert "'window:4|sinks:4'" in caplog.text
-        caplog.clear()
-        patch_model(build("llama"), "causal", layers={0: "window:4", 1: "window:9"}, check=False)
-        assert "mask window:9: no query after position 8 sees the first token" in caplog.text
-        caplog.clear()
-        patch_model(build("llama"), "window:4|sinks:1", check=False)
-        patch_model(build("llama"), "window:4", layers={0: "causal"}, check=False)
-        positions = build("llama").config.max_position_embeddings
-        for mask in (f"window:{positions}", "log_sparse"):
-            patch_model(build("llama"), mask, check=False)
-        assert "first token" not in caplog.text
-        patch_model(build("llama"), "block_causal:4", check=False)
-        assert "looks ahead" in caplog.text
-
-
-@pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_a_mask_that_the_models_own_window_clips_is_told(caplog, family):
-    said = "the model's own see no further back than its"
-    with caplog.at_level(logging.WARNING, "hf_masking"):
-        # A summary is never at key 0, and the first span that is too long may start anywhere.
-        for mask in ("window:3|sinks:2", "summary:4,1", "spans:10,20|window:2", "prefix:6", "block_causal:9&window:9"):
-            patch_model(build(family), mask, check=False)
-            assert said in caplog.text, mask
-            caplog.clear()
-        for mask in ("causal", "window:2", "block_local:2", "spans:10,15|window:2", "prefix:5"):
-            patch_model(build(family), mask, check=False)
-        patch_model(build(family), "window:3|sinks:2", check=False, replace_model_window=True)
-        patch_model(build(family), "window:2", layers={0 if family == "mistral" else 1: "causal"}, check=False)
-        patch_model(build("llama"), "window:3|sinks:2", check=False)
-        assert said not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -351,94 +281,6 @@ def test_context_parallelism_is_refused():
         )
     with pytest.raises(ValueError, match="context parallelism"):
         model(tokens(1, 5))
-
-
-def test_a_patched_model_is_collected():
-    model = patch_model(build("llama"), MASK)
-    reference = weakref.ref(model)
-    logits(model)
-    del model
-    gc.collect()
-    assert reference() is None
-
-
-def interrupt(*arguments):
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_forward_leaves_nothing_behind():
-    """torch runs the hooks that clean up after an Exception, and not after Ctrl-C in a notebook."""
-    model, other = patch_model(build("llama"), MASK), patch_model(build("qwen3"), MASK)
-    before = logits(model), logits(other)
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[:, :9] = 0
-    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model(tokens(2, 17), attention_mask=padding)
-    hook.remove()
-    assert torch.equal(logits(other), before[1])
-    assert torch.equal(logits(model), before[0])
-
-
-def test_a_part_of_an_interrupted_model_reads_its_own_batch():
-    """Ctrl-C in the language-model head: the model that holds the base model was running, and is not any more."""
-    model = patch_model(build("llama"), MASK, check=False)
-    expected = model.model(tokens(2, 17)).last_hidden_state
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[:, :9] = 0
-    hook = model.lm_head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt) as kept:  # with its frames, as a notebook keeps them
-        model(tokens(2, 17), attention_mask=padding)
-    hook.remove()
-    assert torch.equal(model.model(tokens(2, 17)).last_hidden_state, expected)
-    assert kept.traceback
-
-
-def generate_with_a_static_cache(model, ids):
-    """Transformers asks for the mask of a static cache before any forward of the model begins."""
-    return model.generate(ids, max_new_tokens=3, do_sample=False, cache_implementation="static", disable_compile=True)
-
-
-def compiled_base_model(model, ids):
-    return torch.compile(model.model, backend="eager")(ids, use_cache=False).last_hidden_state
-
-
-@pytest.mark.parametrize("run", [generate_with_a_static_cache, compiled_base_model])
-@torch.no_grad()
-def test_what_runs_after_an_interrupt_reads_its_own_batch(run):
-    model = patch_model(build("llama"), MASK, check=False)
-    ids = tokens(2, 17)
-    expected = run(model, ids)
-    torch.compiler.reset()
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[:, :9] = 0
-    hook = model.lm_head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model(ids, attention_mask=padding, use_cache=False)
-    hook.remove()
-    torch.testing.assert_close(run(model, ids), expected)
-
-
-def test_another_model_ends_what_an_interrupt_has_left():
-    model, other = patch_model(build("llama"), MASK, check=False), patch_model(build("qwen3"), MASK, check=False)
-    model.lm_head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model(tokens(2, 17))
-    reference = weakref.ref(model)
-    del model
-    logits(other)
-    gc.collect()
-    assert reference() is None
-
-
-def test_a_model_inside_another_ones_forward_has_its_own_batch():
-    student, teacher = patch_model(build("llama"), MASK), patch_model(build("qwen3"), MASK)
-    expected, seen = logits(teacher), []
-    student.model.layers[0].register_forward_pre_hook(lambda *arguments: seen.append(logits(teacher)) or None)
-    padding = torch.ones(2, 17, dtype=torch.long)
-    padding[:, :9] = 0
-    student(tokens(2, 17), attention_mask=padding)
-    assert torch.equal(seen[0], expected)
 
 
 class Wrapper(nn.Module):
