@@ -1,4 +1,4 @@
-"""What `patch_model` logs about masks that lose something."""
+"""Warn in the log when `patch_model` sets masks that lose something."""
 
 from __future__ import annotations
 

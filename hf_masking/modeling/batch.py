@@ -1,4 +1,4 @@
-"""What a forward says of its tokens: which are real, in which document each is, and which are marked."""
+"""`Batch`: which tokens of a forward are real, in which document each is, and which are marked."""
 
 from __future__ import annotations
 

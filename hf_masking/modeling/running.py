@@ -1,4 +1,4 @@
-"""What is running in this thread: forwards of patched models, and in them layers with an adaptive mask.
+"""The record of what is running in this thread: forwards of patched models, and layers with an adaptive mask.
 
 The order of calls in one forward::
 

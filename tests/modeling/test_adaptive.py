@@ -1,4 +1,4 @@
-"""Masks that look at the content in models: what they start as, learn, save, cache, and never see."""
+"""Adaptive masks in models: what they start as, learn, save, cache, and never see."""
 
 import copy
 import itertools
@@ -72,7 +72,7 @@ def test_blocks_that_are_longer_than_the_text_cost_the_text(block, score):
 
 
 def learns(spec):
-    """Whether there is something in a mask that learns: blocks are chosen by what the model has."""
+    """Return whether a mask has parameters: block selection has none."""
     return "span" in spec or "relevance" in spec
 
 

@@ -1,4 +1,4 @@
-"""Masks that look at the content where it is easy to err: texts in pieces, compilers, losses, files, other masks."""
+"""Adaptive masks where errors are easy: texts in pieces, compilers, losses, files, other masks."""
 
 import contextlib
 import copy
@@ -33,7 +33,7 @@ from .test_adaptive import learn, model_of, tokens
 
 
 def learned_of(model):
-    """What masks have learned in a model, by name; there must be something."""
+    """Return the learned parameters of masks in a model by name; there must be some."""
     learned = {name: parameter for name, parameter in model.named_parameters() if is_learned(name)}
     assert learned
     return learned

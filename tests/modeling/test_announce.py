@@ -1,4 +1,4 @@
-"""What patching logs about a mask."""
+"""Warnings that patching logs about a mask."""
 
 import logging
 

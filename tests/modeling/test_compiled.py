@@ -67,7 +67,7 @@ def test_layers_that_are_compiled_one_by_one_share_a_graph():
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_generate_as_one_graph(family):
-    """What Transformers' `test_generate_compile_model_forward_fullgraph` asks, and padding."""
+    """Do what Transformers' `test_generate_compile_model_forward_fullgraph` does, and pad."""
     model = patch_model(build(family), SPEC, check=False)
     compiled = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
     compiled._compile_all_devices = True

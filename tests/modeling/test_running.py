@@ -1,4 +1,4 @@
-"""What is running: threads, exceptions, interrupts and models inside models."""
+"""Calls that are running: threads, exceptions, interrupts and models inside models."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""What a model's config says: its layers, heads, positions and windows, and whether it can be patched."""
+"""Read a model's config: its layers, heads, positions and windows, and whether it can be patched."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What lives as long as a cache."""
+"""Everything that lives as long as a cache: its layers, and the rule by which they evict keys."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ColumnBuffer:
-    """What is stored of the retained columns: tensors ``[B, H, columns, D]`` by name, with room for more columns.
+    """Storage of the retained columns: tensors ``[B, H, columns, D]`` by name, with room for more columns.
 
     columns: the retained columns, in ascending order.
     seen: number of columns that there have been.

@@ -1,4 +1,4 @@
-"""Which keys of a layer later queries may still read.
+"""Decide which keys of a layer later queries may still read, and evict the others.
 
 A mask says of each key the last position that may attend to it, so eviction is exact: a theorem, not a policy.
 """

@@ -1,4 +1,4 @@
-"""What a patched model remembers about a cache, on the cache."""
+"""`CacheRecord`: the notes that a patched model leaves on a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ATTRIBUTE = "hf_masking"  # the attribute of a cache that holds its CacheRecord
 
 @dataclass
 class CacheRecord:
-    """What later calls need to know about a cache.
+    """Notes on a cache that later calls need.
 
     filled: a patched model has stored its keys.
     packed: its rows hold several documents.

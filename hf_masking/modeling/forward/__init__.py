@@ -1,1 +1,1 @@
-"""What lives for one forward: its hooks, its arguments, the mask slot and the attention function."""
+"""Everything that lives for one forward: its hooks, its arguments, the mask slot and the attention function."""

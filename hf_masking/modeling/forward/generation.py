@@ -1,4 +1,4 @@
-"""Whether `generate` is calling, which it does not say: what its modes send, and what follows from it.
+"""Tell whether `generate` is calling, which it does not say, from what each of its modes sends.
 
 What the model's forward is given under ``torch.no_grad()``, in Transformers 5 (``to_keep`` is ``logits_to_keep``; a
 padded batch, and a static cache, bring an ``attention_mask`` as well)::
@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache
 
 
 class GenerationState(enum.Enum):
-    """What a forward is in a generation.
+    """The part that a forward has in a generation.
 
     NONE: it is not known to be part of one.
     PROMPT: the first call, whose tokens are the whole prompts, and candidates for the next tokens after them.
@@ -42,7 +42,7 @@ class GenerationState(enum.Enum):
 
 
 def generation_state(arguments: Mapping[str, Any]) -> GenerationState:
-    """Return what a forward with these arguments is in a generation."""
+    """Return the part that a forward with these arguments has in a generation."""
     cache, to_keep = arguments.get("past_key_values"), arguments.get("logits_to_keep")
     if cache is not None and bool(cache.get_seq_length()):
         return GenerationState.STEP

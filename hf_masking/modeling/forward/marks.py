@@ -19,7 +19,7 @@ from .generation import GenerationState, candidates, generation_state
 
 @dataclass(frozen=True)
 class Asks:
-    """What the masks of a model need to know about a batch.
+    """The needs of a model's masks: what they must know about a batch.
 
     spans: which tokens are marked.
     prefix_only: only where a prefix ends, so that in `generate` it can be the prompt.

@@ -19,7 +19,7 @@ _ATTRIBUTE = "hf_masking"  # the attribute of such a tensor that holds its SlotR
 
 @dataclass
 class SlotRecord:
-    """What the layers of a forward share through the tensor that all of them get.
+    """Notes that the layers of a forward share through the tensor that all of them get.
 
     documents: the decoded tensor.
     attentions: the caller wants attention probabilities; layers that gradient checkpointing runs again want them, too.

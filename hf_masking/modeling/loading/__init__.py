@@ -1,1 +1,1 @@
-"""What a checkpoint or an adapter holds beside the model."""
+"""Reading checkpoints and adapters: the base model, the mask, and its learned parameters."""

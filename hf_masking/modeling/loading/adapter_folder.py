@@ -100,5 +100,5 @@ def _config_file(path: Path, where: dict[str, Any]) -> str | None:
         return str(file) if file.is_file() and not whole.is_file() else None
     try:
         return cast(str | None, find_adapter_config_file(str(path), **where))
-    except OSError:  # nothing that can be read: who loads it as a model says so better
+    except OSError:  # it cannot be read; loading it as a model explains that better
         return None

@@ -1,1 +1,1 @@
-"""What lives from `patch_model` until `unpatch_model`."""
+"""Everything that lives from `patch_model` until `unpatch_model`."""

@@ -32,7 +32,7 @@ _PROMPT_LEARNING = "base_model."  # the prefix under which PEFT keeps a model wi
 
 @dataclass(frozen=True)
 class _Carried:
-    """What an adapter's config carries until it is saved.
+    """The contents of an adapter's config until it is saved.
 
     entry: the mask, as in a config.json.
     lost: the masks whose parameters are trained and not saved by PEFT.

@@ -1,4 +1,4 @@
-"""What a patched model remembers of its patch, and how to find it."""
+"""`Patch`: the notes of a patched model on its patch, and how to find them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTRIBUTE = "hf_masking_patch"  # the attribute of a model that holds its Patch
 
 @dataclass
 class Patch:
-    """What it takes to undo a patch. deepcopy and pickle follow its references into the copied model.
+    """Everything that undoing a patch needs. deepcopy and pickle follow its references into the copied model.
 
     config: the masks, with layers counted from 0.
     configs: each module that has a config, with the one that it had before.

@@ -1,4 +1,4 @@
-"""What a model has embeddings for."""
+"""Texts that a model has no embeddings for."""
 
 import logging
 

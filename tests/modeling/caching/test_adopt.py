@@ -1,4 +1,4 @@
-"""Which caches a patched model adopts, and which it refuses."""
+"""A patched model adopts caches, or refuses them."""
 
 import copy
 

@@ -49,7 +49,7 @@ class Run:
         self.check(keys, stacked)
 
     def check(self, keys, stacked):
-        """What is handed out is what the columns say, and nothing that a later query reads is missing."""
+        """The returned keys are those of the columns, and no key that a later query reads is missing."""
         columns = self.layer.columns
         assert torch.equal(keys[:, 0, :, 0], columns[None].float() + 1000 * self.rows[:, None].float())
         assert torch.equal(keys, self.layer.keys)
@@ -62,7 +62,7 @@ class Run:
 
 @functools.cache
 def pairs(mask):
-    """What the queries before position 460 may read of the keys before 420, by brute force."""
+    """Return the pairs of queries before position 460 and keys before 420, by brute force."""
     return matrix(mask, range(460), range(420)) if mask.name == "window" else matrix(mask, range(90), range(60))
 
 
@@ -206,5 +206,5 @@ def test_what_has_been_dropped_stays_dropped_when_rows_are_chosen():
         seen = held.get_seq_length()
         model(tokens(1, 1), attention_mask=longer[1:, : seen + 1], past_key_values=held)
     assert held.layers[0].eviction.floor >= floor
-    with pytest.raises(ValueError, match="it has evicted what the toens before"):
+    with pytest.raises(ValueError, match="it has evicted what the tokens before"):
         held.crop(-20)

@@ -92,7 +92,7 @@ def test_a_fault_in_decoding_is_caught():
 
 
 def forget_the_past(module, args, kwargs):
-    """What a decoded token adds to its hidden state depends on how many come with it."""
+    """A decoded token adds to its hidden state what depends on the number of tokens in its call."""
     hidden = kwargs["hidden_states"]
     return args, kwargs | {"hidden_states": hidden * (1 + 0.1 * (hidden.shape[1] < 5))}
 

@@ -89,7 +89,7 @@ def test_weights_of_several_dtypes(greedy):
 
 
 def test_autocast(greedy):
-    """What accelerate does to a model's forward."""
+    """Wrap a model's forward as accelerate does."""
     model = build("llama")
     model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     patch_model(model, "window:3|sinks:1")

@@ -156,7 +156,7 @@ def empty_rows_average_everything(monkeypatch, model):
 
 @fault
 def not_a_number(monkeypatch, model):
-    """What softmax gives for a row that may see nothing, if nobody looks."""
+    """Return uniform weights for a row that may see nothing, as a careless softmax does."""
 
     def attend(inputs):
         return attend_filled(inputs, -torch.inf)

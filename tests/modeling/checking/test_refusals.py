@@ -56,7 +56,7 @@ def test_tiny_vocabularies(family, vocabulary):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_resized_to_a_tiny_vocabulary(family):
-    """What Transformers' own suites do."""
+    """Use models as Transformers' own test suites do."""
     model = build(family)
     model.resize_token_embeddings(4)
     expected = model(input_ids=tokens(1, 9) % 4).logits

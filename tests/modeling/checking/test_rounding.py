@@ -1,4 +1,4 @@
-"""What the checks forgive: in half precision what the model without its mask shows, in float32 nothing more."""
+"""Tolerances of the checks: in half precision the error of the model without its mask, in float32 a constant."""
 
 import pytest
 import torch

@@ -193,7 +193,7 @@ def test_spans_said_again_while_decoding_change_nothing():
 
 @torch.no_grad()
 def test_spans_in_generate():
-    """Which tokens of a prompt are marked has to be said; unlike a prefix, no prompt is a span by itself."""
+    """The caller must mark spans; unlike a prefix, no prompt is a span by itself."""
     model, inputs = patch_model(build("llama"), "spans|window:4|sinks:1", check=False), tokens(2, 9)
     with pytest.raises(ValueError, match="'spans' needs to be told where its tokens are"):
         write(model, inputs)

@@ -19,7 +19,7 @@ WRITE = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "return_di
 
 
 def eager(stock, windows, mask, ids, inputs):
-    """What the stock model says under a dense mask, with its attentions."""
+    """Return the output of the stock model under a dense mask, with its attentions."""
     stock.set_attn_implementation("eager")
     lowest = torch.finfo(torch.float32).min
     give_layers_a_dense_mask(stock, [torch.zeros(()).where(dense_mask(mask, w, ids), lowest) for w in windows])
@@ -174,7 +174,7 @@ def test_queries_that_see_nothing_have_none():
 
 @pytest.mark.parametrize("reentrant", [None, False, True])
 def test_gradients_flow_through_them(reentrant):
-    """What attribution methods ask for; with gradient checkpointing the recomputation must do the same once more."""
+    """Attribution methods need this; with gradient checkpointing the recomputation must do the same."""
     model = patch_model(build("llama"), MASK, check=False).train()
     if reentrant is not None:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -1,4 +1,4 @@
-"""What runs in a model, in words."""
+"""Descriptions of what runs in a model."""
 
 import pytest
 
