@@ -56,7 +56,7 @@ def test_arguments_of_the_loss_reach_it_and_nothing_else(family, loss, checkpoin
 @pytest.mark.parametrize("arguments", [{"prefix_length": [4]}, {"position_bias": torch.ones(5)}])
 def test_an_argument_that_nobody_knows_is_refused(arguments):
     (name,) = arguments
-    with pytest.raises(ValueError, match=f"{name} to its attention, which hf_masking does not know and will not ig"):
+    with pytest.raises(ValueError, match=f"{name} to its attention, which hf_masking does not know and does not ig"):
         patch_model(build("llama"), MASK, check=False)(tokens(2, 5), labels=tokens(2, 5), **arguments)
 
 

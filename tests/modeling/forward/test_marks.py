@@ -164,9 +164,9 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="a marked span starts in the cache and continues in new tokens"):
         model(tokens(1, 2), span_ids=torch.tensor([[-1] * 7 + [0, 0, -1]]), past_key_values=held)
     causal = patch_model(build("llama"), "causal", check=False)
-    with pytest.raises(ValueError, match="prefix_lengths is for a mask that asks for it"):
+    with pytest.raises(ValueError, match="prefix_lengths is for a mask that needs it"):
         causal(inputs, prefix_lengths=[1])
-    with pytest.raises(ValueError, match="a prefix is for a mask that asks for it"):
+    with pytest.raises(ValueError, match="a prefix is for a mask that needs it"):
         cache_with_prefix(causal, [1])
     with pytest.raises(ValueError, match="give one of lengths and span_ids"):
         cache_with_prefix(model)
