@@ -15,12 +15,16 @@ from .options.compare import CompareOptions
 from .options.eval import EvalOptions
 from .options.finetune import FinetuneOptions
 from .options.generate import GenerateOptions
+from .options.info import InfoOptions
+from .options.masks import MasksOptions
 from .options.show import ShowOptions
 from .terminal import console, logged_once
 
 # Each name is that of the module in this package that runs the command.
 COMMANDS: dict[str, Any] = {
+    "masks": MasksOptions,
     "show": ShowOptions,
+    "info": InfoOptions,
     "check": CheckOptions,
     "eval": EvalOptions,
     "generate": GenerateOptions,
@@ -31,7 +35,6 @@ COMMANDS: dict[str, Any] = {
 
 app = typer.Typer(
     name="hf-masking",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

@@ -12,7 +12,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling import base_model_of, load, vocabulary_of
+from ..modeling import base_model_of, load, read_checkpoint, vocabulary_of
+from ..modeling.pretrained import Checkpoint
 from .text import tokenize
 
 _LONGEST_REASON = 250  # characters
@@ -34,6 +35,11 @@ def load_model(name: str, *, device: str | None = None, **options: Any) -> PreTr
     """
     model = _load(functools.partial(load, **options), name, "model")
     return model if device is None else model.to(device)
+
+
+def read_config(name: str, **where: Any) -> Checkpoint:
+    """Read what a checkpoint says of itself, without its weights."""
+    return _load(functools.partial(read_checkpoint, **where), name, "config")
 
 
 def best_device() -> str:

@@ -15,7 +15,7 @@ from .patching.config import MaskConfig
 from .patching.label import label_of
 from .patching.layer_mask import is_learned
 from .patching.record import get_mask_config, is_patched, layer_masks
-from .pretrained import base_model_of, from_pretrained, load
+from .pretrained import base_model_of, from_pretrained, load, read_checkpoint
 
 __all__ = [
     "CheckReport",
@@ -43,6 +43,7 @@ __all__ = [
     "patched",
     "positions_of",
     "pretrained",
+    "read_checkpoint",
     "shape_of",
     "sharing_weights",
     "unpatch_model",

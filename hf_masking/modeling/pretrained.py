@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .api import patch_model, require_checks
 from .base_model.architecture import count_layers
@@ -76,6 +76,39 @@ def base_model_of(path: str | PathLike[str]) -> str | None:
     """Return the base model of an adapter, a folder or a hub id; None for a checkpoint that is none."""
     adapter = adapter_folder.find(path, {})
     return None if adapter is None else adapter.base
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of itself, without its weights.
+
+    base: the base model of an adapter; None for a model.
+    config: the config of the model.
+    masks: the masks that the checkpoint carries, if any.
+    """
+
+    base: str | None
+    config: PreTrainedConfig
+    masks: MaskConfig | None
+
+
+def read_checkpoint(path: str | PathLike[str], **where: Any) -> Checkpoint:
+    """Read the config of a model or of an adapter, and the masks that it carries; load no weights.
+
+    Parameters:
+        where: passed to `AutoConfig.from_pretrained`: revision, trust_remote_code.
+
+    Raises:
+        ValueError: the masks are wrong or lost.
+    """
+    adapter = adapter_folder.find(path, {name: where[name] for name in _WHERE if name in where})
+    if adapter is not None:
+        path, where = adapter.base, {**where, "revision": adapter.revision or "main"}
+    config = AutoConfig.from_pretrained(path, **where)
+    masks = _carried(path, config, None, {name: where[name] for name in _WHERE if name in where})
+    if adapter is not None and adapter.entry is not None:
+        masks = read_entry(adapter.entry, count_layers(config))
+    return Checkpoint(None if adapter is None else adapter.base, config, masks)
 
 
 def _load_model(

@@ -1,6 +1,9 @@
 """What an error looks like, and the exit code."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +82,12 @@ def test_failed_checks_are_one_line_without_advice_for_python(raising):
     assert raising(error)[2] == (
         "error: LlamaForCausalLM does not keep its mask: FAILED  inf  one; see all with hf-masking check\n"
     )
+
+
+def test_completion():
+    done = subprocess.run(
+        [sys.executable, "-c", "from hf_masking.cli.main import run; run()"],
+        env={**os.environ, "_HF_MASKING_COMPLETE": "complete_bash", "COMP_WORDS": "hf-masking ma", "COMP_CWORD": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["masks"], "")

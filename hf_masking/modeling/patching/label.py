@@ -21,7 +21,7 @@ def label_of(model: nn.Module) -> str:
     config, wanted = pretrained(model).config, require_patch(model).config
     parts = [str(wanted.mask)]
     overrides = {layer: str(mask) for layer, mask in sorted(wanted.layers.items()) if mask != wanted.mask}
-    parts += [f"{_layers(layers)}: {mask}" for mask, layers in _grouped(overrides).items()]
+    parts += [f"{name_layers(layers)}: {mask}" for mask, layers in _grouped(overrides).items()]
     n_layers = count_layers(config)
     windows = {layer: window for layer in range(n_layers) if (window := own_window(config, layer))}
     if wanted.replace_model_window:
@@ -32,7 +32,7 @@ def label_of(model: nn.Module) -> str:
         if OwnWindow(window).clips(wanted.mask_of(layer).unmarked.union, positions_of(config))
     }
     for text, layers in _grouped(clipped).items():
-        parts.append(text if len(layers) == n_layers else f"{_layers(layers)} {text}")
+        parts.append(text if len(layers) == n_layers else f"{name_layers(layers)} {text}")
     return "; ".join(parts)
 
 
@@ -43,7 +43,7 @@ def _grouped(by_layer: dict[int, str]) -> dict[str, list[int]]:
     return groups
 
 
-def _layers(layers: Sequence[int]) -> str:
+def name_layers(layers: Sequence[int]) -> str:
     """Name layers in ascending order, such as ``layers 0, 2-4``."""
     ranges = []
     for _, run in itertools.groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
