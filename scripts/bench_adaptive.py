@@ -19,11 +19,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hf_masking import masked_attention, parse_mask
 from hf_masking.adaptive import Features, TopBlocks
-from hf_masking.attention.content import Document, parts_by_heads
 from hf_masking.evaluation.loading import silence_libraries
 from hf_masking.files import write_json
 from hf_masking.machine import describe_machine
 from hf_masking.plan import Documents
+from hf_masking.plan.adaptive import Document, parts_by_heads
 
 HEADS, SIZE = 8, 64
 CHOICES = ["top_blocks:block=64,k=8", "top_blocks:block=64,k=8,score=mean"]
@@ -86,9 +86,9 @@ def computed_over_allowed(mask: str, tensors: list[Tensor], features: list[Featu
     """Pairs of tokens that are computed, over those that have a weight."""
     length = tensors[0].shape[2]
     (segment,) = Documents.single(length, length).segments
-    read = tuple(Features(None if one.query is None else one.query[0], None, one.hard) for one in features)
+    read = tuple(Features(one.query[0], None, one.hard) for one in features)
     leaf = parse_mask(mask)
-    document = Document(segment, tensors[0][0].detach(), tensors[1][0].detach(), read or (Features(),))
+    document = Document(segment, tensors[0][0].detach(), tensors[1][0].detach(), read)
     computed = 0
     for heads, parts in parts_by_heads(leaf.union, document):
         computed += (heads.stop - heads.start) * sum(part.touched for part in parts)
@@ -98,7 +98,6 @@ def computed_over_allowed(mask: str, tensors: list[Tensor], features: list[Featu
             (positions % leaf.block + 1 + (positions // leaf.block).clamp(max=leaf.k) * leaf.block).sum()
         )
     else:
-        assert read[0].query is not None
         reaches = (read[0].query.flatten() + leaf.ramp).ceil().long()  # type: ignore[attr-defined]
         allowed = sum(int((positions + 1).clamp(max=int(reach)).sum()) for reach in reaches)
     return computed / allowed
@@ -129,11 +128,11 @@ def decoding(masks: list[str], length: int, rounds: int, steps: int) -> list[Res
     def step(mask: str) -> Callable[[], None]:
         leaf = parse_mask(mask)
         assert isinstance(leaf, TopBlocks)
-        features = [Features(summaries=leaf.summaries(key))]
+        summaries = leaf.summarize(key)
 
         def run() -> None:
             for _ in range(steps):
-                masked_attention(query, key, value, mask, features=features)
+                masked_attention(query, key, value, mask, summaries=summaries)
 
         return run
 

@@ -1,10 +1,23 @@
-"""Masks that look at the content."""
+"""Adaptive masks: what they allow depends on the tokens. A new one is one file and one line in `ADAPTIVE`."""
 
-from .adaptive_mask import AdaptiveMask, Features, LayerShape
+from .adaptive_mask import AdaptiveMask
+from .adaptive_span import AdaptiveSpan
+from .features import Features, LayerShape
 from .relevance import Relevance
-from .span import AdaptiveSpan
+from .selection import Selection
 from .top_blocks import TopBlocks
+from .weighting import Weighting
 
 ADAPTIVE: dict[str, type[AdaptiveMask]] = {pattern.name: pattern for pattern in (AdaptiveSpan, TopBlocks, Relevance)}
 
-__all__ = ["ADAPTIVE", "AdaptiveMask", "AdaptiveSpan", "Features", "LayerShape", "Relevance", "TopBlocks"]
+__all__ = [
+    "ADAPTIVE",
+    "AdaptiveMask",
+    "AdaptiveSpan",
+    "Features",
+    "LayerShape",
+    "Relevance",
+    "Selection",
+    "TopBlocks",
+    "Weighting",
+]

@@ -1,10 +1,10 @@
 """The backends that compute attention under a mask, behind one function."""
 
+from .adaptive_reference import log_weights
 from .backends import BACKENDS, check_backend, takes_gaps
 from .masked_attention import masked_attention
 from .operators import name_of
 from .probabilities import attention_with_probabilities
-from .weights import log_weights
 
 __all__ = [
     "BACKENDS",

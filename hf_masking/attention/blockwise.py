@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..plan import Blocks, Diagonals, Part, Segment, Selected
-from . import block_kernel, content, diagonal_kernel, selected_kernel
+from ..plan import Blocks, Diagonals, Part, Segment, Selected, adaptive
+from . import block_kernel, diagonal_kernel, selected_kernel
 from .inputs import Inputs
 from .kernel_state import LOG2E, BackwardState, Draws, ForwardState, Scoring, Scratch
 from .leaves import DocumentLeaf, Leaf, LeafFeatures
@@ -134,30 +134,26 @@ def _adaptive_tasks(inputs: Inputs) -> Iterator[Task]:
     for segment in inputs.documents.segments:
         for row in inputs.documents.rows_of(segment, len(query)):
             read = tuple(_of_document(one, row, segment) for one in inputs.features)
-            document = content.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
-            for heads, parts in content.parts_by_heads(inputs.mask.union, document):
+            document = adaptive.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
+            for heads, parts in adaptive.parts_by_heads(inputs.mask.union, document):
                 yield Task(row, segment, parts, heads)
 
 
 def _of_document(features: Features, row: int, segment: Segment) -> Features:
     query, key = (None if x is None else x[row if len(x) > 1 else 0].detach() for x in features.tensors)
-    query = query if query is None or query.shape[1] == 1 else query[:, segment.queries]
+    assert query is not None
+    query = query if query.shape[1] == 1 else query[:, segment.queries]
     return Features(query, key if key is None else key[:, segment.keys], features.hard)
 
 
 def _leaves(inputs: Inputs) -> list[tuple[Leaf, Features]]:
-    """Return the leaves that give pairs weights, and their features."""
-    leaves = []
-    for mask, features in zip(inputs.mask.leaves if inputs.mask.is_adaptive else (), inputs.features, strict=True):
-        if not mask.selects:
-            assert features.query is not None
-            leaves.append((Leaf(mask, features.hard, constant=features.query.shape[2] == 1), features))
-    return leaves
+    """Return the weightings of the mask, and their features."""
+    pairs = zip(inputs.mask.weightings, inputs.features, strict=True)
+    return [(Leaf(one, features.hard, constant=features.query.shape[2] == 1), features) for one, features in pairs]
 
 
 def _precise_features(inputs: Inputs, features: Features, dtype: torch.dtype) -> LeafFeatures:
     """Return features for every row, head and query, in the precision of the computation."""
-    assert features.query is not None
     query = features.query.to(dtype).expand(*inputs.query.shape[:3], -1).contiguous()
     key = features.key
     return LeafFeatures(query, None if key is None else key.to(dtype).expand(len(query), -1, -1, -1).contiguous())

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import automatic
+from .adaptive_reference import checked
 from .backends import BACKENDS, require
 from .inputs import Inputs, check_heads
-from .weights import checked
 
 
 def run(inputs: Inputs, backend: str) -> Tensor:

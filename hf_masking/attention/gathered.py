@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..adaptive import Features
 from ..plan import Documents
-from . import one_choice, reference, sdpa
+from . import decode_blocks, reference, sdpa
+from .adaptive_reference import log_weights
 from .columns import allowed_columns, few
 from .inputs import Inputs
-from .weights import log_weights
 
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
 _MOST_QUERIES = 256  # of one chunk
@@ -27,10 +27,8 @@ def attend(inputs: Inputs) -> Tensor:
     """Attend to the keys that a few queries at a time may attend to."""
     query, options = inputs.query, inputs.options
     dense_kernel = options.softcap is None and options.sink_logits is None
-    if dense_kernel and one_choice.can_do(inputs.mask, inputs.documents, query, inputs.features):
-        scale, dropout = options.scale, options.dropout
-        tensors, features = inputs.tensors, inputs.features
-        return one_choice.attend(*tensors, inputs.mask, inputs.documents, features, scale=scale, dropout=dropout)
+    if dense_kernel and decode_blocks.can_do(inputs):
+        return decode_blocks.attend(inputs)
     # Gradients, and what PyTorch's kernels do not compute, lose too much in half precision.
     half = query.dtype.itemsize <= 2
     precise = torch.float32 if half and (inputs.needs_gradients or not dense_kernel) else query.dtype
@@ -85,7 +83,7 @@ def _needed(inputs: Inputs, rows: slice) -> tuple[Documents, Tensor | None, Tens
     documents = documents.of_queries(rows)
     features = [one.of_queries(rows) for one in inputs.features]
     weights = log_weights(mask, documents, inputs.query[:, :, rows], inputs.key, features)
-    if any(leaf.selects for leaf in mask.leaves):
+    if mask.selection is not None:
         # A selection scores all keys.
         return documents, None, weights, features
     columns = few((weights > -torch.inf).flatten(0, 2).any(0))

@@ -38,7 +38,8 @@ class Options(NamedTuple):
 class Inputs:
     """One attention call: query ``[B, H, N, D]``, key ``[B, G, M, D]``, value ``[B, G, M, Dv]``, and what it is under.
 
-    features: those of each leaf of an adaptive mask.
+    features: of each weighting of the mask, in order.
+    summaries: for a mask that selects, of the completed blocks of keys ``[B, G, blocks, s]``, if a cache keeps them.
     """
 
     query: Tensor
@@ -48,6 +49,7 @@ class Inputs:
     documents: Documents
     options: Options
     features: Sequence[Features] = ()
+    summaries: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:

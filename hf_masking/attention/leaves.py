@@ -1,4 +1,4 @@
-"""The adaptive leaves of a mask as the kernels see them: features in, log weights and their gradients out."""
+"""The weightings of a mask as the kernels see them: features in, log weights and their gradients out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..adaptive import AdaptiveMask
+from ..adaptive import Weighting
 
 
 class LeafFeatures(NamedTuple):
@@ -23,12 +23,12 @@ class LeafFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf that gives pairs weights.
+    """A weighting of a mask.
 
     hard: as in `Features`; constant: all queries have the same features.
     """
 
-    mask: AdaptiveMask
+    mask: Weighting
     hard: bool
     constant: bool
 
@@ -45,7 +45,7 @@ class DocumentLeaf:
     gradients: LeafFeatures | None = None
 
     def log_weight(self, query: Tensor, key: Tensor | None, distance: Tensor) -> Tensor:
-        """Return the log weights of a tile, see `AdaptiveMask.log_weight`."""
+        """Return the log weights of a tile, see `Weighting.log_weight`."""
         return self.leaf.mask.log_weight(query, key, distance, self.leaf.hard)
 
     def tile_gradients(self, query: Tensor, key: Tensor | None, distance: Tensor, dS: Tensor) -> LeafFeatures:

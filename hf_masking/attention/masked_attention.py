@@ -33,6 +33,7 @@ def masked_attention(
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
     features: Sequence[Features] = (),
+    summaries: Tensor | None = None,
 ) -> Tensor:
     """Attend so that query i uses key j only where the mask allows it.
 
@@ -53,8 +54,10 @@ def masked_attention(
             that is named runs or raises; ``"auto"`` logs its choice once per mask and reason.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
         sink_logits: ``[H]``, a learned score that takes weight and has no value (gpt-oss).
-        features: for an adaptive mask, the features of each of its leaves that have parameters, in order; the module
-            of a leaf computes them from hidden states.
+        features: for an adaptive mask, the features of each of its weightings, in order; the module of a weighting
+            computes them from hidden states.
+        summaries: for a mask that selects blocks and a single query, the summaries of the completed blocks
+            ``[B, G, blocks, s]``, if a cache keeps them; otherwise they are computed from the keys.
 
     Returns:
         ``[B, H, N, Dv]``.
@@ -73,8 +76,9 @@ def masked_attention(
         name = None if described.scattered or features else _name_of(mask)
         if name is not None:
             return compiled.attend(query, key, value, name, described.encode(), backend=backend, **options)
-        return _outside((query, key, value), mask, described, features, backend, options)
-    return run(Inputs(query, key, value, parse_mask(mask), described, Options(**options), features), backend)
+        return _outside((query, key, value), mask, described, (features, summaries), backend, options)
+    inputs = Inputs(query, key, value, parse_mask(mask), described, Options(**options), features, summaries)
+    return run(inputs, backend)
 
 
 @torch.compiler.disable(
@@ -85,11 +89,11 @@ def _outside(
     tensors: tuple[Tensor, Tensor, Tensor],
     mask: MaskExpression | str,
     documents: Documents,
-    features: Sequence[Features],
+    adaptive: tuple[Sequence[Features], Tensor | None],
     backend: str,
     options: dict[str, Any],
 ) -> Tensor:
-    return run(Inputs(*tensors, parse_mask(mask), documents, Options(**options), features), backend)
+    return run(Inputs(*tensors, parse_mask(mask), documents, Options(**options), *adaptive), backend)
 
 
 @torch.compiler.assume_constant_result

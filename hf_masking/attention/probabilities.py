@@ -12,8 +12,8 @@ from ..adaptive import Features
 from ..masks import MaskExpression
 from ..plan import Documents
 from . import reference
+from .adaptive_reference import checked
 from .inputs import Inputs, Options, check_heads
-from .weights import checked
 
 
 def attention_with_probabilities(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .adaptive_reference import log_weights
 from .inputs import Inputs, Options
-from .weights import log_weights
 
 
 def attend(inputs: Inputs) -> Tensor:

@@ -41,8 +41,8 @@ def density(mask: MaskExpression, length: int) -> float:
 
 def keys_kept(mask: MaskExpression, length: int) -> int:
     """Return how many of the first ``length`` keys some query at position ``length`` or later may still read."""
-    if any(leaf.selects for leaf in mask.leaves):
-        return length  # every block is scored, also where an intersection then leaves it out
+    if mask.selection is not None:
+        return length  # every block is scored, even if an intersection then excludes it
     return int((mask.union.last_reader(torch.arange(length)) >= length).sum())
 
 

@@ -60,9 +60,14 @@ class MaskExpression:
         return False
 
     @property
-    def leaves(self) -> tuple[Any, ...]:
-        """The adaptive masks in it, in order."""
-        return self.normal_form().leaves if self.is_adaptive else ()
+    def weightings(self) -> tuple[Any, ...]:
+        """The adaptive masks in it that give pairs soft weights (`hf_masking.adaptive.Weighting`), in order."""
+        return self.normal_form().weights if self.is_adaptive else ()
+
+    @property
+    def selection(self) -> Any | None:
+        """The adaptive mask in it that picks key blocks (`hf_masking.adaptive.Selection`), if there is one."""
+        return self.normal_form().selection if self.is_adaptive else None
 
     def normal_form(self) -> NormalForm:
         """Return the mask as weights: the pairs of weight 1, and those whose weight hidden states decide."""
@@ -177,9 +182,10 @@ class Composition(Mask):
         return any(operand.is_adaptive for operand in self.operands)
 
     def normal_form(self) -> NormalForm:
-        return self._normal_form() if self.is_adaptive else NormalForm(full=self)
+        return self._adaptive_form if self.is_adaptive else NormalForm(full=self)
 
-    def _normal_form(self) -> NormalForm:
+    @functools.cached_property
+    def _adaptive_form(self) -> NormalForm:
         raise NotImplementedError
 
     @property
@@ -241,7 +247,8 @@ class _Members(Composition):
     def operands(self) -> tuple[Mask, ...]:
         return self.members
 
-    def _normal_form(self) -> NormalForm:
+    @functools.cached_property
+    def _adaptive_form(self) -> NormalForm:
         parts = [member.normal_form() for member in self.members if member.is_adaptive]
         # All static members at once: one by one, each step would copy the members before it.
         if static := [member for member in self.members if not member.is_adaptive]:
@@ -340,7 +347,8 @@ class Difference(Composition):
     def operands(self) -> tuple[Mask, ...]:
         return self.left, self.right
 
-    def _normal_form(self) -> NormalForm:
+    @functools.cached_property
+    def _adaptive_form(self) -> NormalForm:
         return self.left.normal_form() - self.right.normal_form()
 
     def _pieces(self, q: Tensor) -> list[Intervals]:

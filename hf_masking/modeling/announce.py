@@ -60,8 +60,8 @@ def warn_of_dropped_parameters(wanted: MaskConfig, carried: MaskConfig, n_layers
         loaded: the model holds the parameters; otherwise only its config knows of them.
     """
     for new, old in zip(wanted.masks(n_layers), carried.masks(n_layers), strict=True):
-        for leaf in old.leaves:
-            if leaf.learns and not (loaded and any(other.continues(leaf) for other in new.leaves)):
+        for weighting in old.weightings:
+            if not (loaded and any(other.continues(weighting) for other in new.weightings)):
                 how = f"'{new}' cannot reuse it" if loaded else "only hf_masking.from_pretrained(path) loads it"
-                logger.warning("what '%s' had learned is dropped: %s", leaf, how)
+                logger.warning("what '%s' had learned is dropped: %s", weighting, how)
                 return

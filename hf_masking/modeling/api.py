@@ -173,7 +173,7 @@ def _carried(base: PreTrainedModel) -> MaskConfig:
     if carried is None:
         raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
     masks = carried.masks(count_layers(base.config))
-    if not is_patched(base) and any(leaf.learns for mask in masks for leaf in mask.leaves):
+    if not is_patched(base) and any(mask.weightings for mask in masks):
         raise ValueError(
             f"the mask that the model's config carries, '{carried.mask}', has learned something, which was not loaded "
             "with it; load with hf_masking.from_pretrained(path), or start anew: patch_model(model, mask)"

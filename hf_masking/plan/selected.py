@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adaptive import TopBlocks
+from ..adaptive import Selection
 from ..masks import Mask, Tile
 from .layout import Lengths
 
@@ -54,7 +54,7 @@ class Selected:
 
 
 def selected(
-    leaf: TopBlocks, queries: Tensor, keys: Tensor, lengths: Lengths, guard: Mask | None, *, weighted: bool
+    selection: Selection, queries: Tensor, keys: Tensor, lengths: Lengths, guard: Mask | None, *, weighted: bool
 ) -> list[Selected | None]:
     """For each key head what the queries of a document choose, their own blocks left out; None for nothing.
 
@@ -66,29 +66,29 @@ def selected(
     Raises:
         ValueError: the first keys of the document are missing.
     """
-    require_all_keys(leaf, lengths)
-    summaries = leaf.summaries(keys)
+    require_all_keys(selection, lengths)
+    summaries = selection.summarize(keys)
     chosen, tiles = [], []
     for positions in _chunks(lengths, keys.device):
         rows = slice(int(positions[0]) - lengths.first_query, int(positions[-1]) + 1 - lengths.first_query)
-        blocks = leaf.choose(queries[:, :, rows], summaries, positions)
+        blocks = selection.choose(queries[:, :, rows], summaries, positions)
         if guard is not None:
-            tiles.append(_tiles(guard, positions, leaf.block, blocks))
+            tiles.append(_tiles(guard, positions, selection.block, blocks))
             blocks = blocks.masked_fill(tiles[-1] == Tile.NONE, -1)
         chosen.append(blocks)
     whole = torch.cat(chosen, dim=1)
     if guard is not None and not any(bool((some == Tile.SOME).any()) for some in tiles):
         guard = None
     size = max(16, _ROWS // queries.shape[1])
-    return [_tiled(blocks, leaf.block, size, guard, lengths, weighted) for blocks in whole]
+    return [_tiled(blocks, selection.block, size, guard, lengths, weighted) for blocks in whole]
 
 
-def require_all_keys(leaf: TopBlocks, lengths: Lengths) -> None:
+def require_all_keys(selection: Selection, lengths: Lengths) -> None:
     """Raises a ValueError if the first keys of a document are missing."""
     if lengths.first_key:
         raise ValueError(
-            f"'{leaf}' scores all blocks of a document, and the keys before position {lengths.first_key} are gone; "
-            "use the default cache"
+            f"'{selection}' scores all blocks of a document, and the keys before position {lengths.first_key} are "
+            "gone; use the default cache"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..adaptive.adaptive_mask import TILE
+from ..adaptive.weighting import TILE
 from ..masks import Mask, Tile
 from ..masks.intervals import Guard
 from .blocks import Blocks, Run

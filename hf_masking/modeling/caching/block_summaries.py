@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...adaptive import TopBlocks
+from ...adaptive import Selection
 
 
 class BlockSummaries:
@@ -20,8 +20,8 @@ class BlockSummaries:
     seen, counts: the number of tokens at the last update, and how many of them were real in each row.
     """
 
-    def __init__(self, leaf: TopBlocks) -> None:
-        self.leaf = leaf
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
         self.states: Tensor | None = None
         self.complete: list[int] = []
         self.seen, self.counts = 0, [0]
@@ -44,7 +44,7 @@ class BlockSummaries:
             counts: number of real tokens in each row.
         """
         self.seen, self.counts = seen, counts
-        complete = [count // self.leaf.block for count in counts]
+        complete = [count // self.selection.block for count in counts]
         self.complete = self.complete or [0] * len(keys)
         states = self._with_room(keys, max(complete))
         if len(positions) == 1 and len(set(self.complete)) == 1:
@@ -54,14 +54,14 @@ class BlockSummaries:
         for row in rows:
             first, stop = (done[row.start or 0] for done in (self.complete, complete))
             real = (positions[row.start if len(positions) > 1 else 0] >= 0).nonzero()[:, 0]
-            new = real[first * self.leaf.block : stop * self.leaf.block].to(keys.device)
-            states[row, :, first:stop] = self.leaf.summaries(keys[row].detach().index_select(2, new))
+            new = real[first * self.selection.block : stop * self.selection.block].to(keys.device)
+            states[row, :, first:stop] = self.selection.summarize(keys[row].detach().index_select(2, new))
         self.complete = [max(pair) for pair in zip(self.complete, complete, strict=True)]
         return states[:, :, : max(self.complete)]
 
     def crop(self, tokens: int) -> None:
         """Drop the blocks of the last tokens, or some more, when these are taken back."""
-        self.complete = [max(0, done - -(-tokens // self.leaf.block)) for done in self.complete]
+        self.complete = [max(0, done - -(-tokens // self.selection.block)) for done in self.complete]
         # How many of the others were real is not known.
         self.seen = 0
 
@@ -73,7 +73,7 @@ class BlockSummaries:
 
     def _with_room(self, keys: Tensor, blocks: int) -> Tensor:
         if self.states is None or self.states.shape[2] < blocks or self._is_closed(self.states):
-            one = self.leaf.summaries(keys[:1, :1, :0].detach())  # an empty one, for its size and dtype
+            one = self.selection.summarize(keys[:1, :1, :0].detach())  # an empty one, for its size and dtype
             room = one.new_zeros(*keys.shape[:2], blocks + blocks // 4 + 1, one.shape[-1])
             if self.states is not None:
                 room[:, :, : self.states.shape[2]] = self.states[:, :, : room.shape[2]]

@@ -24,18 +24,18 @@ def read_by_later(mask: MaskExpression, features: Sequence[Features]) -> MaskExp
     """Return a static mask of the keys that later queries may read under a mask.
 
     Parameters:
-        features: those of an adaptive mask, in order: what it has learned decides how far back it reads.
+        features: of each weighting of the mask, in order: what it has learned decides how far back it reads.
     """
     if not mask.is_adaptive:
         return mask
-    graded = mask.normal_form()
-    if any(leaf.selects for leaf in graded.leaves):
-        # Every block is scored, even one that an intersection then leaves out.
-        return Causal() if graded.full is None else graded.full | Causal()
-    reads = [leaf.reads(of_leaf) for leaf, of_leaf in zip(graded.leaves, features, strict=True)]
-    assert graded.domain is not None
-    read = functools.reduce(operator.and_, (one for one in reads if one != Causal()), graded.domain)
-    return read if graded.full is None else graded.full | read
+    form = mask.normal_form()
+    if form.selection is not None:
+        # Every block is scored, even one that an intersection then excludes.
+        return Causal() if form.full is None else form.full | Causal()
+    reads = [weighting.reads(one) for weighting, one in zip(form.weights, features, strict=True)]
+    assert form.domain is not None
+    read = functools.reduce(operator.and_, (one for one in reads if one != Causal()), form.domain)
+    return read if form.full is None else form.full | read
 
 
 class Eviction:
@@ -74,7 +74,7 @@ class Eviction:
                 )
 
     def _follow(self, call: Running) -> None:
-        if self.mask.is_adaptive:
+        if self.mask.weightings:
             attending = attached(call.module)
             if attending is None:
                 return  # the layer's mask is not adaptive any more, which `require` refuses

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from ...adaptive import TopBlocks
+from ...adaptive import Selection
 from .. import running
 from ..features import key_features
 from ..in_graph import EVICTS
@@ -129,10 +129,10 @@ class MaskedLayer(DynamicLayer):
         spread = probabilities.new_zeros(*probabilities.shape[:-1], self.seen)
         return spread.index_copy(-1, self.columns, probabilities)
 
-    def block_summaries(self, leaf: TopBlocks, call: Running) -> Tensor:
+    def block_summaries(self, selection: Selection, call: Running) -> Tensor:
         """Return the summaries of the blocks of keys that are complete, ``[B, G, blocks, s]``."""
-        if self._summaries is None or self._summaries.leaf != leaf:
-            self._summaries = BlockSummaries(leaf)
+        if self._summaries is None or self._summaries.selection != selection:
+            self._summaries = BlockSummaries(selection)
         keys = self.keys
         assert keys is not None
 
@@ -142,7 +142,7 @@ class MaskedLayer(DynamicLayer):
 
         if not self._summaries.are_of(counts):
             # attention_mask differs from the previous call on cached tokens: the blocks are others.
-            self._summaries = BlockSummaries(leaf)
+            self._summaries = BlockSummaries(selection)
         return self._summaries.update(keys, call.batch.positions(self.columns), self.seen, counts(self.seen))
 
     def get_seq_length(self) -> int:

@@ -314,10 +314,10 @@ def _embeddings(probe: _Probe, length: int) -> Tensor:
 def _static(probe: _Probe, length: int) -> Tensor:
     if probe.marks:
         raise _NotHereError("a static cache cannot carry a prefix")
-    if any(leaf.reads_keys for mask in layer_masks(probe.model) for leaf in mask.leaves):
+    if any(weighting.scores_pairs for mask in layer_masks(probe.model) for weighting in mask.weightings):
         raise _NotHereError("a static cache has no room for the features of the keys")
     windowed = getattr(probe.model.config.get_text_config(decoder=True), "sliding_window", None)
-    if windowed and any(leaf.selects for mask in layer_masks(probe.model) for leaf in mask.leaves):
+    if windowed and any(mask.selection is not None for mask in layer_masks(probe.model)):
         raise _NotHereError("the static cache of a model with windows lacks keys that the mask scores")
     return _greedy(probe, length, cache_implementation="static")
 

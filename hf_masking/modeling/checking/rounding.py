@@ -34,8 +34,8 @@ class Rounding:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, texts: Sequence[Sequence[int]]) -> None:
         self.model, self.dtype, self.texts = model, dtype, texts
-        leaves = (leaf for mask in layer_masks(model) for leaf in mask.leaves)
-        self.scores_pairs = any(leaf.selects or leaf.reads_keys for leaf in leaves)
+        forms = [mask.normal_form() for mask in layer_masks(model) if mask.is_adaptive]
+        self.scores_pairs = any(mask.scores_pairs for form in forms for mask in form.adaptive)
 
     @property
     def epsilon(self) -> float:

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -116,7 +116,8 @@ def _attend(
     cached = _cache_layer(module)
     if cached is not None:
         cached.eviction.require(layer_mask, sliding_window)
-    features = _features(mask, cached, query.shape[2], key.shape[2]) if mask.is_adaptive else ()
+    features = _features(mask, cached, query.shape[2], key.shape[2])
+    summaries = _summaries(mask, cached, query.shape[2])
     documents = _documents(module, slot, cached, query.shape[2], key.shape[2])
     if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
@@ -128,7 +129,8 @@ def _attend(
         output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **described)
         probabilities = probabilities if cached is None else cached.over_all_columns(probabilities)
     else:
-        output = masked_attention(query, key, value, mask, documents=documents, backend=layer_mask.backend, **described)
+        described |= {"documents": documents, "summaries": summaries, "backend": layer_mask.backend}
+        output = masked_attention(query, key, value, mask, **described)
     return output, probabilities
 
 
@@ -180,13 +182,8 @@ def _cache_layer(module: nn.Module) -> MaskedLayer | None:
 
 
 def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
-    """Return the features of all queries and keys."""
-    features, call = current_features(), running.current()
-    if n_queries == 1 and cached is not None and call is not None and not call.batch.packed:
-        features = tuple(
-            replace(one, summaries=cached.block_summaries(leaf, call)) if leaf.selects else one
-            for leaf, one in zip(mask.leaves, features, strict=True)
-        )
+    """Return the features of each weighting for all queries and keys, those of cached keys included."""
+    features = current_features() if mask.weightings else ()
     if all(one.key is None for one in features) or n_queries == n_keys:
         return features
     if cached is None or cached.features is None or cached.features.shape[2] != n_keys:
@@ -194,6 +191,14 @@ def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, 
             f"'{mask}' needs features of every key, and this cache stores keys and values only; use the default cache"
         )
     return with_keys(features, cached.features)
+
+
+def _summaries(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int) -> Tensor | None:
+    """Return what the cache keeps of completed blocks of keys, for a selection in a decode step."""
+    call = running.current()
+    if mask.selection is None or n_queries > 1 or cached is None or call is None or call.batch.packed:
+        return None
+    return cached.block_summaries(mask.selection, call)
 
 
 def _documents(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...adaptive import AdaptiveMask
+from ...adaptive import Weighting
 from ...errors import UnsupportedModelError
 from ..base_model.architecture import count_layers, pretrained, shape_of
 from ..base_model.sharing import sharing_weights
@@ -111,19 +111,19 @@ def _replace_configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig
     return held
 
 
-def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[AdaptiveMask, nn.Module]]) -> None:
+def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[Weighting, nn.Module]]) -> None:
     wanted, base_config = patch.config, pretrained(model).config
     # Layers with one mask share one object: by it the compiler tells their graphs apart.
     layer_mask = functools.cache(lambda mask: LayerMask(mask, wanted.backend, wanted.replace_model_window))
     for module, layer in _layer_modules(model):
         mask = wanted.mask_of(layer)
         attach(module, layer_mask(mask))
-        if mask.is_adaptive and is_attention(module):
+        if mask.weightings and is_attention(module):
             shape = shape_of(base_config, layer)
             patch.learned[layer], added = add_modules(module, mask, shape, before.get(layer, {}))
             patch.hooks += added
     for layer in range(count_layers(base_config)):
-        if wanted.mask_of(layer).is_adaptive and layer not in patch.learned:
+        if wanted.mask_of(layer).weightings and layer not in patch.learned:
             raise UnsupportedModelError(
                 f"no attention module was found in layer {layer} of {type(model).__name__}, where "
                 f"'{wanted.mask_of(layer)}' would read the hidden states"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ...adaptive import AdaptiveMask, LayerShape
+from ...adaptive import LayerShape, Weighting
 from ...masks import MaskExpression
 from .. import features
 from ..base_model.placement import device_of
@@ -15,25 +15,25 @@ from .layer_mask import NAME
 
 
 def add_modules(
-    attention: nn.Module, mask: MaskExpression, shape: LayerShape, before: Mapping[AdaptiveMask, nn.Module]
-) -> tuple[dict[AdaptiveMask, nn.Module], list[RemovableHandle]]:
+    attention: nn.Module, mask: MaskExpression, shape: LayerShape, before: Mapping[Weighting, nn.Module]
+) -> tuple[dict[Weighting, nn.Module], list[RemovableHandle]]:
     """Put the modules of a mask into an attention module that it is attached to.
 
     Parameters:
-        before: modules of an earlier mask by leaf; their parameters are kept where they mean the same here.
+        before: modules of an earlier mask by weighting; their parameters are kept where they mean the same here.
 
     Returns:
-        The modules by leaf, and the hooks to remove with them.
+        The modules by weighting, and the hooks to remove with them.
     """
     device = device_of(attention)
-    modules: dict[AdaptiveMask, nn.Module] = {}
-    for leaf in mask.leaves:
-        modules[leaf] = leaf.module(shape).to(device).train(attention.training)
-        if (like := next((other for other in before if leaf.continues(other)), None)) is not None:
+    modules: dict[Weighting, nn.Module] = {}
+    for weighting in mask.weightings:
+        modules[weighting] = weighting.module(shape).to(device).train(attention.training)
+        if (like := next((other for other in before if weighting.continues(other)), None)) is not None:
             # The same tensors: an optimizer may hold them.
             for name, parameter in before[like].named_parameters(recurse=False):
-                setattr(modules[leaf], name, parameter)
-        attention.get_submodule(NAME).add_module(leaf.name, modules[leaf])
+                setattr(modules[weighting], name, parameter)
+        attention.get_submodule(NAME).add_module(weighting.name, modules[weighting])
     hooks = [
         attention.register_forward_pre_hook(features.compute, with_kwargs=True),
         attention.register_forward_hook(features.discard, always_call=True),

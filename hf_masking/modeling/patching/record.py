@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
-from ...adaptive import AdaptiveMask
+from ...adaptive import Weighting
 from ...masks import MaskExpression
 from ..base_model.architecture import count_layers, pretrained
 from .config import MaskConfig
@@ -23,7 +23,7 @@ class Patch:
 
     config: the masks, with layers counted from 0.
     configs: each module that has a config, with the one that it had before.
-    learned: for each layer the modules of its adaptive masks, by leaf.
+    learned: for each layer the modules of its mask's weightings.
     adapters: the configs of PEFT's adapters, which are saved with the mask.
     borrowed: configs of the user's own that a save has marked, until PEFT has written them.
     """
@@ -31,7 +31,7 @@ class Patch:
     config: MaskConfig
     configs: list[tuple[nn.Module, PreTrainedConfig]]
     hooks: list[RemovableHandle]
-    learned: dict[int, dict[AdaptiveMask, nn.Module]]
+    learned: dict[int, dict[Weighting, nn.Module]]
     adapters: list[Any] = field(default_factory=list)
     borrowed: list[Any] = field(default_factory=list)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_masking import parse_mask
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.attention import masked_attention
-from hf_masking.attention.weights import chosen_pairs
+from hf_masking.attention.adaptive_reference import picked_pairs
 from hf_masking.plan import Documents, selected
 
 from ..adaptive import oracle
@@ -67,7 +67,7 @@ class Problem:
             random(self.rows, self.key_heads, self.keys, 3),
         ]
         self.features = []
-        for leaf in self.mask.normal_form().leaves:
+        for leaf in self.mask.weightings:
             if leaf.name == "adaptive_span":
                 shape = (self.rows, heads, self.queries, 1) if leaf.dynamic else (1, heads, 1, 1)
                 spans = torch.rand(shape, generator=draw, dtype=torch.float64).to(self.dtype) * leaf.max
@@ -106,9 +106,7 @@ class Problem:
 def weights_by_definition(problem):
     """[B, Hq, N, N], pair by pair, of one document a row and as many queries as keys."""
     n, (query, key), group = problem.keys, (x.tolist() for x in problem.tensors[:2]), problem.group
-    features = dict(
-        zip([leaf.name for leaf in problem.mask.normal_form().leaves if leaf.learns], problem.features, strict=True)
-    )
+    features = dict(zip([leaf.name for leaf in problem.mask.weightings], problem.features, strict=True))
     weights = torch.zeros(problem.rows, problem.key_heads * group, n, n, dtype=torch.float64)
     for row in range(problem.rows):
         for head in range(problem.key_heads * group):
@@ -145,7 +143,7 @@ def dense(problem):
     """The formula in torch, for its gradients: a line each of span and relevance."""
     query, key, value, *rest = problem.tensors
     distance = torch.arange(60)[:, None] - torch.arange(60)
-    (leaf,) = problem.mask.normal_form().leaves
+    (leaf,) = problem.mask.normal_form().adaptive
     if leaf.name == "adaptive_span":
         weights = (1 + (rest[0] - distance) / leaf.ramp).clamp(0, 1) * (distance >= 0)
     elif leaf.name == "relevance":
@@ -154,7 +152,7 @@ def dense(problem):
             weights = weights * ((weights >= leaf.threshold) | (distance == 0))
         weights = (weights * (distance >= 0)).repeat_interleave(2, 1)
     else:
-        weights = chosen_pairs(leaf, Documents.single(60, 60), query, key).repeat_interleave(2, 1) * (distance >= 0)
+        weights = picked_pairs(leaf, Documents.single(60, 60), query, key).repeat_interleave(2, 1) * (distance >= 0)
     return oracle.attention(query, key, value, weights)
 
 
@@ -304,11 +302,11 @@ def test_nothing_that_comes_later_changes_a_row(leaf, form, backend, dtype, tole
 def test_choices_do_not_depend_on_what_comes_later(score):
     leaf, draw = TopBlocks(4, 2, score), torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, 41, 6, generator=draw), torch.randn(41, 6, generator=draw)
-    chosen = leaf.choose(queries, leaf.summaries(keys), torch.arange(41))
+    chosen = leaf.choose(queries, leaf.summarize(keys), torch.arange(41))
     for i in range(41):
         q, k = queries.clone(), keys.clone()
         q[:, i + 1 :], k[i + 1 :] = 7, -7
-        again = leaf.choose(q, leaf.summaries(k), torch.arange(41))
+        again = leaf.choose(q, leaf.summarize(k), torch.arange(41))
         assert torch.equal(again[: i + 1], chosen[: i + 1])
 
 

@@ -11,27 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import Mask, SlidingWindow
-from .adaptive_mask import AdaptiveMask, Features, LayerShape, at_least_float32
+from .features import Features, LayerShape, at_least_float32
+from .weighting import Weighting
 
-# Lengths are rounded to this many keys where a plan is made: while they are learned, few plans are enough.
+# Plans round spans to multiples of this many keys, so that few plans are made while spans are learned.
 GRAIN = 32
-# Spans are learned in float32, which tells positions below this number apart.
+# Spans are float32, which represents all integers up to this one.
 LONGEST = 2**24
 
 
 @dataclass(frozen=True)
-class AdaptiveSpan(AdaptiveMask):
-    """Each head learns a span z, up to which it sees everything; behind it the weight falls to 0 along a ramp.
+class AdaptiveSpan(Weighting):
+    """Each head learns a span z: it sees all keys up to that distance, and beyond it the weight falls to 0 on a ramp.
 
-    ``f(i, j) = clip(1 + (z - (i - j)) / ramp, 0, 1)``. It starts with the longest span, so a pretrained model of
-    shorter contexts is what it was; a penalty on the spans makes them as short as they can be without harm. Sukhbaatar
-    et al., "Adaptive Attention Span in Transformers" (https://arxiv.org/abs/1905.07799).
+    ``f(i, j) = clip(1 + (z - (i - j)) / ramp, 0, 1)``. It starts with the longest span, so a pretrained model with a
+    shorter context is unchanged at first; a penalty makes the spans as short as they can be without harm. Sukhbaatar et
+    al., "Adaptive Attention Span in Transformers" (https://arxiv.org/abs/1905.07799).
 
     Parameters:
         max: the longest span.
         ramp: number of keys over which the weight falls.
-        dynamic: the span of a query follows from its hidden state, ``z = max * min(1, 2 sigmoid(v h + b))``, the
-            paper's ``max * sigmoid(v h + b)`` made to start with the longest.
+        dynamic: compute the span of each query from its hidden state, ``z = max * min(1, 2 sigmoid(v h + b))``. The
+            paper's ``max * sigmoid(v h + b)`` would start with half the longest span.
     """
 
     max: int
@@ -51,16 +52,19 @@ class AdaptiveSpan(AdaptiveMask):
     def envelope(self) -> Mask:
         return SlidingWindow(self.max + self.ramp)
 
+    @property
+    def scores_pairs(self) -> bool:
+        return False
+
     def module(self, shape: LayerShape) -> nn.Module:
         return _DynamicSpans(self, shape) if self.dynamic else _Spans(self, shape)
 
-    def continues(self, other: AdaptiveMask) -> bool:
+    def continues(self, other: Weighting) -> bool:
         return isinstance(other, AdaptiveSpan) and (self.max, self.dynamic) == (other.max, other.dynamic)
 
-    def log_weight(self, query: Tensor | None, key: Tensor | None, distance: Tensor, hard: bool) -> Tensor:
-        assert query is not None
+    def log_weight(self, query: Tensor, key: Tensor | None, distance: Tensor, hard: bool) -> Tensor:
         weight = 1 + (query - distance) / self.ramp
-        # The trap: log(0) has no gradient that is a number, also where it is then cut off.
+        # NOTE: the gradient of log(0) is NaN even where `where` then drops the value, hence the inner `where`.
         seen = weight > 0
         return torch.where(seen, torch.where(seen, weight, 1.0).clamp(max=1.0).log(), -torch.inf)
 
@@ -72,7 +76,7 @@ class AdaptiveSpan(AdaptiveMask):
         outer = self._spans(features, heads).amax(0) + self.ramp
         return (outer / GRAIN).ceil().long() * GRAIN
 
-    def lanes(self, features: Features, heads: int, group: int) -> Sequence[Hashable]:
+    def plan_keys(self, features: Features, heads: int, group: int) -> Sequence[Hashable]:
         if self.dynamic:
             return range(heads)
         spans = self._spans(features, slice(None))[:, 0].tolist()
@@ -85,15 +89,14 @@ class AdaptiveSpan(AdaptiveMask):
         return SlidingWindow(math.ceil(longest) + self.ramp)
 
     def _spans(self, features: Features, heads: slice) -> Tensor:
-        """``[h, Q or 1]``, of one row of a batch or over all."""
-        assert features.query is not None
-        # Where the model has come to NaN the output will be, too, for the training to find.
+        """Return the spans ``[h, N or 1]`` of one document, or the longest of all rows of a batch."""
+        # NaN spans count as the longest here; the output is NaN, too, and training will find it.
         spans = features.query.detach()[..., 0].nan_to_num(self.max)
         return (spans if spans.ndim == 2 else spans.amax(0))[heads]
 
 
 class _Clamp(torch.autograd.Function):
-    """To 0..1. Behind an end only a gradient passes that leads back: an ordinary clamp would hold what is there."""
+    """Clamp to 0..1, and outside let only those gradients pass that lead back; `clamp` would let none pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -103,13 +106,13 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (x,), (grad,) = ctx.saved_tensors, grad_outputs
-        # A descent goes against the gradient.
+        # Gradient descent moves against the gradient.
         leads_away = ((x > 1) & (grad < 0)) | ((x < 0) & (grad > 0))
         return grad.masked_fill(leads_away, 0.0)
 
 
 class _Spans(nn.Module):
-    """A span for each head, as a share of the longest."""
+    """Learns a span for each head, as a share of the longest."""
 
     def __init__(self, mask: AdaptiveSpan, shape: LayerShape) -> None:
         super().__init__()
@@ -121,13 +124,12 @@ class _Spans(nn.Module):
         return Features(share[None, :, None, None] * self.mask.max)
 
     def penalty(self, hidden: Tensor, features: Features) -> Tensor:
-        """The mean span, as a share of the longest."""
-        assert features.query is not None
+        """Return the mean span, as a share of the longest."""
         return features.query.mean() / self.mask.max
 
 
 class _DynamicSpans(nn.Module):
-    """A span for each head and query."""
+    """Computes a span for each head and query."""
 
     def __init__(self, mask: AdaptiveSpan, shape: LayerShape) -> None:
         super().__init__()
@@ -142,6 +144,5 @@ class _DynamicSpans(nn.Module):
         return Features(shares.mT[..., None] * self.mask.max)
 
     def penalty(self, hidden: Tensor, features: Features) -> Tensor:
-        """The mean span, as a share of the longest."""
-        assert features.query is not None
+        """Return the mean span, as a share of the longest."""
         return features.query.mean() / self.mask.max
