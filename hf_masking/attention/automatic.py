@@ -10,7 +10,7 @@ from ..masks import MaskExpression
 from ..plan import DocumentMask
 from ..plan.cost_model import CAUSAL_PAIR, DENSE_PAIR
 from .backends import why_not
-from .inputs import Inputs
+from .inputs import Inputs, Options
 
 logger = logging.getLogger("hf_masking")
 
@@ -47,9 +47,19 @@ def choose(inputs: Inputs) -> Choice:
     return Choice("sdpa", min(estimates, default=_Estimate(0.0, "nothing but padding")).reason)
 
 
-def few_pairs(n_queries: int, n_keys: int) -> bool:
-    """Return whether attention is dense at this size, whatever the mask."""
-    return n_queries == 1 or n_queries * n_keys <= _FEW_PAIRS
+def choose_in_graph(
+    n_queries: int, n_keys: int, options: Options, *, needs_gradients: bool, device: str
+) -> Choice | None:
+    """Return the backend for a compiled graph, where the values of tensors are unknown.
+
+    None if the choice can wait until the graph runs: `choose` makes it then.
+    """
+    if n_queries == 1 or n_queries * n_keys <= _FEW_PAIRS:
+        backend = "sdpa" if options.softcap is None and options.sink_logits is None else "reference"
+        return Choice(backend, "a compiled graph computes a single query, or so few pairs, densely")
+    if (needs_gradients or options.dropout) and device != "cuda":
+        return Choice("blockwise", "a compiled graph has gradients and dropout of this backend only")
+    return None
 
 
 class _Estimate(NamedTuple):

@@ -29,17 +29,20 @@ def attend(
     """
     given = Options(**options)
     key, value = key.to(query.dtype), value.to(query.dtype)  # autocast does not reach into an operator
-    if backend == "auto" and automatic.few_pairs(query.shape[2], key.shape[2]):
-        backend = "sdpa" if given.softcap is None and given.sink_logits is None else "reference"
-        _log(mask, backend)
+    tensors = [query, key, value, given.sink_logits, documents]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
+    if backend == "auto":
+        n_queries, n_keys, device = query.shape[2], key.shape[2], query.device.type
+        choice = automatic.choose_in_graph(n_queries, n_keys, given, needs_gradients=learns, device=device)
+        if choice is not None:
+            backend = choice.backend
+            _log(mask, choice.backend, choice.reason)
     if backend in ("sdpa", "reference"):
         allowed = operators.allowed(documents, query.shape[1], key.shape[2], mask)
         return _densely(query, key, value, allowed, given, backend)
-    tensors = [query, key, value, given.sink_logits, documents]
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
     if not learns and not given.dropout:
         return operators.attend(tensors, mask, backend, given.scale, given.softcap)
-    if backend == "blockwise" or (backend == "auto" and query.device.type != "cuda"):
+    if backend == "blockwise":
         seed = torch.randint(2**62, ()) if given.dropout else None
         numbers = operators.as_numbers(given)
         output, _ = operators.attend_blockwise(query, key, value, given.sink_logits, documents, seed, mask, numbers)
@@ -57,9 +60,8 @@ def _densely(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, options
 
 
 @torch.compiler.assume_constant_result
-def _log(mask: str, backend: str) -> None:
-    """Log a dense computation of the graph when the graph is made: it cannot log when it runs."""
-    reason = "a compiled graph computes a single query, or so few pairs, densely"
+def _log(mask: str, backend: str, reason: str) -> None:
+    """Log a choice when the graph is made: it cannot log when it runs."""
     automatic.log(automatic.Choice(backend, reason), operators.MASKS[mask])
 
 

@@ -139,10 +139,12 @@ def test_the_choice_is_logged_when_the_graph_is_made(caplog):
 
     automatic._log_once.cache_clear()
     caplog.set_level("INFO", "hf_masking")
-    compiled = one_graph()
-    compiled(*inputs(SHORT)), compiled(*inputs(SHORT))
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "hf_masking"]
-    assert "runs 'sdpa'" in line and "a compiled graph" in line
+    for length, choice in ((SHORT, "runs 'sdpa'"), (LONG, "runs 'blockwise'")):
+        caplog.clear()
+        compiled = one_graph()
+        compiled(*inputs(length)), compiled(*inputs(length))
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "hf_masking"]
+        assert choice in line and "a compiled graph" in line
 
 
 def operands(length, learn=True):
