@@ -38,7 +38,7 @@ WIDEST = 2**16  # heads, head size and batch
 
 def run(options: BenchOptions) -> None:
     """Measure attention under each mask at each length; print and write the figures."""
-    settings, preset, output = options.settings, options.preset, options.output.output
+    settings, preset, output = options.settings, options.preset, options.output.path
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     parts = [settings] if preset is None else PRESETS[preset]

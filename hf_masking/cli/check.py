@@ -24,7 +24,7 @@ from .values import at_least
 
 def run(options: CheckOptions) -> None:
     """Check a model under each mask; exit with 1 if a row fails."""
-    masks, output = options.masks, options.output.output
+    masks, output = options.masks, options.output.path
     at_least(1, new_tokens=options.new_tokens)
     at_least(2, length=min(options.length, default=2))
     if output is not None:

@@ -7,12 +7,14 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import FieldError
 from ..interrupts import Interrupted, raised
+from .config_file import read_options
 from .terminal import say_interrupted
 
 
@@ -22,8 +24,9 @@ def command(module: str, options: type) -> Callable[..., None]:
     Fields that are dataclasses themselves are groups; their fields become options of the same command.
     """
     parameters = list(_parameters(options))
+    parameters.append(_config_file(parameters))
 
-    def run(**values: Any) -> None:
+    def run(config: Path | None, **values: Any) -> None:
         flags = {name: flag_of(name) for name in values}
         try:
             with raised():
@@ -65,6 +68,25 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
     if default is MISSING:
         default = inspect.Parameter.empty
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _config_file(parameters: list[inspect.Parameter]) -> inspect.Parameter:
+    """Return the option `--config`, whose file gives the others new defaults."""
+    repeatable = {
+        parameter.name: typing.get_origin(typing.get_args(parameter.annotation)[0]) is list for parameter in parameters
+    }
+
+    def read(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            context.default_map = {**(context.default_map or {}), **read_options(path, repeatable)}
+        return path
+
+    option = typer.Option(
+        "--config", is_eager=True, callback=read, help="read options from this YAML file; the command line overrides"
+    )
+    return inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+    )
 
 
 def _collected(options: type, values: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +15,7 @@ from ..comparison.run import Listener, Request, compare
 from ..comparison.small_model import SMALL
 from ..comparison.trials import Trial
 from ..evaluation.loading import best_device
+from ..files import write_json
 from ..interrupts import Interrupted
 from ..pictures import warn_of_no_pictures
 from .console import load_data, say_written
@@ -53,7 +55,7 @@ def run(options: CompareOptions) -> None:
         longest=options.longest,
     )
     with _resumable(folder, request):
-        result = compare(request, folder, resume=options.resume, listener=_listener(folder))
+        result = compare(request, folder, resume=options.resume, listener=_listener(folder, options.json))
     if any(mask.error for mask in result.results):
         raise typer.Exit(1)
 
@@ -89,12 +91,15 @@ def _on_trial(trial: Trial, number: int, total: int) -> None:
     errors.print(progress(trial, number, total), soft_wrap=True)
 
 
-def _listener(folder: ComparisonFolder) -> Listener:
+def _listener(folder: ComparisonFolder, as_json: bool) -> Listener:
     def on_report(report: Report) -> None:
+        tables = errors if as_json else console
         for grid in (report.quality(), report.details()):
-            console.print(grid.table())
+            tables.print(grid.table())
         for line in report.failures():
-            console.print(line, soft_wrap=True)
+            tables.print(line, soft_wrap=True)
+        if as_json:
+            write_json(Path("-"), report.document())
         for path in report.write(folder.path):
             say_written(path)
 

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 def run(options: EvalOptions) -> None:
     """Evaluate a model under each mask, and print the perplexities side by side."""
-    masks, data, windows, output = options.masks, options.data, options.windows, options.output.output
+    masks, data, windows, output = options.masks, options.data, options.windows, options.output.path
     if output is not None:
         check_file(output)
     check_specs(masks)

@@ -232,12 +232,12 @@ def test_compare_one_mask(run, model_folder, text_file, tmp_path):
     code, out, err = run(
         "compare", model_folder, "--data", text_file, "--mask", "window:4|sinks:1", "--layer", "1=causal", "--context",
         "16", "--steps", "2", "--batch-size", "2", "--eval-tokens", "65", "--longest", "0",
-        "--output", tmp_path / "out",
+        "--output", tmp_path / "out", "--json",
     )  # fmt: skip
     assert code == 0, err
     assert "Warning" not in err
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"speed.png", "recovery.png"}
-    assert "layer 1:" in out
+    assert "layer 1:" in err and json.loads(out) == json.loads((tmp_path / "out" / "report.json").read_text())
     assert "| `window:4\\|sinks:1; layer 1: causal` |" in (tmp_path / "out" / "report.md").read_text()
 
 

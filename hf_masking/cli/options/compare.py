@@ -38,6 +38,9 @@ class CompareOptions:
     output: Path = option(
         Path("hf-masking-compare"), "folder for the report (JSON, Markdown, pictures) and the finished trials"
     )
+    json: bool = option(
+        False, "print the report as JSON on standard output, and the tables on standard error", "--json"
+    )
     seeds: int = option(1, "number of seeds for each mask, with the same batches")
     longest: int = option(4096, "look for break-even lengths up to this many tokens; 0 to skip it")
     resume: bool = option(False, "continue the comparison in --output; masks and seeds may be added", "--resume")

@@ -97,3 +97,13 @@ class OutputOption:
     """Select where the figures go."""
 
     output: Path | None = option(None, "write the figures to this JSON file; - for standard output")
+    json: bool = option(
+        False, "print the figures as JSON on standard output, and the tables on standard error", "--json"
+    )
+
+    @property
+    def path(self) -> Path | None:
+        """Where the figures go, None for nowhere; raise a ValueError for two places."""
+        if self.json and self.output is not None:
+            raise ValueError("--json prints on standard output, and --output names a file; give one of them")
+        return Path("-") if self.json else self.output
