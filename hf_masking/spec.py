@@ -179,6 +179,8 @@ class _Parser:
             self.argument(arguments, keywords)
             while self.accept(","):
                 self.argument(arguments, keywords)
+            if self.token.kind in ("name", "number"):
+                raise self.error(f"expected '|', '&', '-' or the end, got {self.token.text!r}")
         try:
             return patterns[name.text].from_arguments(tuple(arguments), keywords)
         except ValueError as error:

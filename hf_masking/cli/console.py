@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from ..evaluation import Text, load_text
+from ..evaluation.text import is_data_set
 from ..files import check_file
 from ..streams import is_stdout, is_stream
 from .options.groups import DataOptions
 from .terminal import errors
+from .values import refuse_without_effect
+
+
+def check_split(options: Any, name: str, source: str) -> None:
+    """Raise a ValueError for a split of a text that has none: only data sets of the hub do."""
+    if not is_data_set(source):
+        refuse_without_effect(options, name, f"goes with a hub data set, and {source} is none; leave it out")
 
 
 def load_data(data: DataOptions) -> Text:
     """Load the text that the options name."""
+    check_split(data, "split", data.data)
     return load_text(data.data, split=data.split, column=data.column)
 
 

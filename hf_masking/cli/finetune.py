@@ -25,11 +25,11 @@ from ..training import TokenStream, asked_for, on_cpu
 from ..training import finetune as train
 from ..training.process_group import clean_exit
 from ..training.run_folder import RunFolder
-from .console import load_data
+from .console import check_split, load_data
 from .masking import check_specs, chosen, put_into, what_runs
 from .options.finetune import FinetuneOptions, HeldOutOptions
 from .terminal import Progression, errors, progress_bar, resuming_command, warn
-from .values import at_least, at_most
+from .values import at_least, at_most, refuse_without_effect
 
 MOST_SHUFFLED = 2**20  # contexts; all of them are in memory before the first step
 
@@ -131,12 +131,18 @@ def _texts(
 ) -> tuple[Tensor | TokenStream, Text, dict[str, Any]]:
     """Return what is trained on, the text to evaluate on, and a description that a resumed run must share."""
     data, streaming, held_out = options.data, options.streaming, options.held_out
+    if held_out.eval_data is None:
+        refuse_without_effect(held_out, "eval_split", "goes with --eval-data; give both, or leave it out")
+    else:
+        check_split(held_out, "eval_split", held_out.eval_data)
     if not streaming.stream:
+        refuse_without_effect(streaming, "shuffle_buffer", "goes with --stream; give both, or leave it out")
         text = load_data(data)
         train, held = text.split(0.1) if held_out.eval_data is None else (text, _held_out(held_out, data.column))
         return encode(train, tokenizer)[0], held, {"data": {"sha256": train.sha256}}
     if held_out.eval_data is None:
         raise ValueError("a stream has no last tenth to hold out; name a text to evaluate on with --eval-data")
+    check_split(data, "split", data.data)
     stream = load_stream(data.data, split=data.split, column=data.column)
     documents = functools.partial(stream.tokens, tokenizer)
     described = {**dataclasses.asdict(data), **dataclasses.asdict(streaming)}

@@ -17,8 +17,9 @@ from .loading import check_loading, load_placed
 from .masking import check_specs, chosen, most_lookahead, put_into
 from .options.generate import GenerateOptions
 from .terminal import console, errors
-from .values import at_least, utf_8
+from .values import at_least, at_most, utf_8
 
+MOST = 2**31 - 1  # tokens; no cache holds more
 COLDEST = 1e-6  # temperature; scores divided by much less are infinite
 
 
@@ -52,6 +53,7 @@ def run(options: GenerateOptions) -> None:
 def _check(options: GenerateOptions) -> None:
     utf_8(prompt=options.prompt)
     at_least(1, max_new_tokens=options.max_new_tokens)
+    at_most(MOST, max_new_tokens=options.max_new_tokens)
     if not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0 and finite, got {options.temperature}")
     if 0 < options.temperature < COLDEST:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,11 +41,13 @@ def signs() -> dict[str, str]:
 
 @contextmanager
 def logged_once() -> Iterator[None]:
-    """Print what the package logs on standard error, each message once."""
+    """Print what the package logs, and warnings of libraries, on standard error, each message once."""
     logger, handler = logging.getLogger("hf_masking"), _Once()
     logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where, **more: warn(next(iter(str(message).splitlines()), ""))
+            yield
     finally:
         logger.removeHandler(handler)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from .command import flag_of
 
 
@@ -26,3 +29,15 @@ def utf_8(**values: str | None) -> None:
             (value or "").encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{flag_of(name)} is not UTF-8 text (character {error.start}); type it in UTF-8") from None
+
+
+def refuse_without_effect(options: Any, name: str, why: str) -> None:
+    """Raise a ValueError if an option is not at its default, although it has no effect.
+
+    Parameters:
+        options: the dataclass that declares the option.
+        why: the rest of the sentence, after the name of the option.
+    """
+    default = next(field.default for field in fields(options) if field.name == name)
+    if getattr(options, name) != default:
+        raise ValueError(f"{flag_of(name)} {why}")

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from ..errors import FieldError
 
+MOST = 2**31 - 1  # rows of a batch
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -124,6 +126,8 @@ class Tally:
 def _check(token_ids: Tensor, context: int, stride: int, bos_token_id: int | None, batch_size: int) -> None:
     if batch_size < 1:
         raise FieldError("batch_size", f"must be at least 1, got {batch_size}")
+    if batch_size > MOST:
+        raise FieldError("batch_size", f"must be at most {MOST:,}, got {batch_size}")
     if context < 1:
         raise FieldError("context", f"must be at least 1, got {context}")
     if not 1 <= stride <= context:

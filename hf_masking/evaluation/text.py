@@ -163,6 +163,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **option
         ) from None
 
 
+def is_data_set(source: str) -> bool:
+    """Return whether the name of a text can only be that of a data set of the hub."""
+    return source not in (STDLIB, STDIN) and not _path(source).exists()
+
+
 def _path(source: str) -> Path:
     """Return the path that the name of a text may stand for; raises ValueError for a name that stands for nothing."""
     if not source:

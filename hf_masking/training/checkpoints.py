@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..files import aside_of, file_digest, put_in_place, read_json, remove
+from ..files import aside_of, check_parent, file_digest, put_in_place, read_json, remove
 from .engine import by_main, signature, together
 from .run_folder import writing
 
@@ -53,6 +53,7 @@ class Checkpoints:
         Raises:
             ValueError: all of them are damaged, or another engine wrote the newest intact one.
         """
+        by_main(self.accelerator, lambda: check_parent(self.path(0)))
         by_main(self.accelerator, self._tell_of_others)
         damaged: dict[Path, str] = {}
         for steps in reversed(by_main(self.accelerator, self._found)):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..errors import FieldError
 from ..options import option
 
+MOST = 2**31 - 1  # of whatever is counted: nothing can have more
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -36,6 +38,9 @@ class TrainingSettings:
 
     def check(self, processes: int = 1) -> None:
         """Raise a ValueError for settings that cannot run."""
+        for name, value in vars(self).items():
+            if name != "seed" and isinstance(value, int) and value > MOST:
+                raise FieldError(name, f"must be at most {MOST:,}, got {value}")
         for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"must be at least 1, got {getattr(self, name)}")

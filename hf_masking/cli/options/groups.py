@@ -31,12 +31,12 @@ class MaskOptions:
         """Return the masks by layer; raise a ValueError for an item that is not INDEX=MASK."""
         layers: dict[int, str] = {}
         for item in self.layer:
-            index, equals, spec = item.partition("=")
+            index, _, spec = item.partition("=")
             try:
                 number = int(index)
             except ValueError:
                 number = None
-            if not equals or number is None:
+            if not spec.strip() or number is None:
                 raise ValueError(f"--layer takes INDEX=MASK such as 0=causal, got {item!r}")
             if number in layers:
                 raise ValueError(f"--layer {number} is given twice")
