@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..masks import Mask, MaskExpression, Tile
+from ..masks import MaskExpression, Tile
+from ..masks.mask_mod import as_graph
 from ..plan import Documents
 from ..plan.memory import remember
 from ..plan.tiles import tiles_of_batch
@@ -112,7 +112,7 @@ def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _token_mask(mask: MaskExpression, documents: Documents, n_heads: int) -> Callable[..., Tensor]:
-    members = [_as_graph(member, documents.key_ids.device) for member in mask.heads]
+    members = [as_graph(member, documents.key_ids.device) for member in mask.heads]
     size = n_heads // len(members)
     query_positions, query_ids = documents.query_positions, documents.query_ids
     key_positions, key_ids = documents.key_positions, documents.key_ids
@@ -128,15 +128,3 @@ def _token_mask(mask: MaskExpression, documents: Documents, n_heads: int) -> Cal
         return inside & functools.reduce(torch.logical_or, chosen)
 
     return allowed
-
-
-@functools.lru_cache(maxsize=64)
-def _as_graph(mask: Mask, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `Mask.allows` as a graph of tensor operations, since the compiler does not look into a mask's objects.
-
-    One graph serves all batches: a new one would be a new type to the compiler, which would compile again.
-    """
-    # Two tensors, since the tracer would take the same one given twice for a single input.
-    q, k = (torch.zeros((), dtype=torch.int32, device=device) for _ in range(2))
-    graph: Callable[[Tensor, Tensor], Tensor] = make_fx(lambda q, k: mask.allows(q, k))(q, k)
-    return graph

@@ -33,6 +33,8 @@ class Predicate(Protocol):
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor: ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Lattice:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import intervals, tile
+from . import intervals, picture, tile
 from .intervals import Intervals, Lattice, TooIrregularError
+from .mask_mod import MaskMod, mask_mod
 from .normal_form import NormalForm
 
 MAX_DEPTH = 64
@@ -72,6 +73,25 @@ class MaskExpression:
     def normal_form(self) -> NormalForm:
         """Return the mask as weights: the pairs of weight 1, and those whose weight hidden states decide."""
         raise NotImplementedError
+
+    def mask_mod(self, n_heads: int | None = None, *, device: torch.device | str = "cpu") -> MaskMod:
+        """Return the mask as a ``mask_mod`` of FlexAttention: a function of batch, head, query and key index.
+
+        The indices are positions: of one document per row, without padding.
+
+        Parameters:
+            n_heads: number of query heads, needed if the heads differ.
+            device: where the attention is computed.
+        """
+        return mask_mod(self.heads, n_heads, torch.device(device))
+
+    def plot(self, length: int = 64) -> Any:
+        """Return a matplotlib figure of the mask over ``length`` positions; needs the extra ``plot``."""
+        return picture.plot(self, length)
+
+    def _repr_html_(self) -> str | None:
+        """Return a small picture for notebooks; None for an adaptive mask, which they print."""
+        return None if self.is_adaptive else picture.as_html(self)
 
     def __or__(self, other: Any) -> Any:
         return NotImplemented

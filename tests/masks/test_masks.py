@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hf_masking import parse_mask
 from hf_masking.masks import FOREVER, PATTERNS, Offsets, SlidingWindow, Tile, counting
 from hf_masking.masks.counting import count_pairs, keys_kept
-from hf_masking.masks.picture import draw_text
 
 from .oracle import allowed, matrix
 from .strategies import expressions, patterns
@@ -182,10 +181,6 @@ def test_the_picture_in_the_docstring_is_the_mask(pattern):
     picture = torch.tensor([[int(pair) for pair in row.split()] for row in rows.strip().splitlines()])
     assert torch.equal(parse_mask(spec).dense(*picture.shape).int(), picture)
     assert type(parse_mask(spec)) is pattern
-
-
-def test_text_picture():
-    assert draw_text(SlidingWindow(2), 3) == "■ · ·\n■ ■ ·\n· ■ ■"
 
 
 @given(expressions)

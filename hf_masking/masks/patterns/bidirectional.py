@@ -77,10 +77,12 @@ class Bidirectional(Pattern):
 
 def _span_of(x: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
     """Return the index of the span that each position is in, -1 for none."""
-    span = torch.searchsorted(starts, x.contiguous(), right=True) - 1
+    # Both of these read a tensor without dimensions as a number, which a traced graph cannot do.
+    span = torch.searchsorted(starts, x.contiguous().view(-1), right=True).view(x.shape) - 1
     return torch.where((span >= 0) & (x < _look_up(stops, span)), span, -1)
 
 
 def _look_up(edges: Tensor, span: Tensor) -> Tensor:
     """Return ``edges[span]``, with 0 where there is no span."""
-    return torch.cat([edges, edges.new_zeros(1)])[span]
+    padded = torch.cat([edges, edges.new_zeros(1)])
+    return padded.index_select(0, (span % (len(edges) + 1)).view(-1)).view(span.shape)
