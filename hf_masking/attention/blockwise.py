@@ -8,8 +8,7 @@ and a fixed workspace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,45 +16,18 @@ import torch
 from torch import Tensor
 
 from ..adaptive import Features
-from ..plan import Blocks, Diagonals, Part, Segment, Selected, adaptive
+from ..plan import Blocks, Diagonals, Selected
 from . import block_kernel, diagonal_kernel, selected_kernel
 from .inputs import Inputs
 from .kernel_state import LOG2E, BackwardState, Draws, ForwardState, Scoring, Scratch
 from .leaves import DocumentLeaf, Leaf, LeafFeatures
+from .tasks import Task, tasks_of
 
 _KERNELS: dict[type, ModuleType] = {
     Blocks: block_kernel,
     Diagonals: diagonal_kernel,
     Selected: selected_kernel,
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """The parts of a mask that are computed for some query heads of one document in one row."""
-
-    row: int
-    segment: Segment
-    parts: tuple[Part | Selected, ...]
-    heads: slice
-
-    def queries_of(self, x: Tensor) -> Tensor:
-        """Return this task's queries of ``[B, H, N, D]``; a copy if they are scattered over the row."""
-        return x[self.row, self.heads][:, self.segment.queries]
-
-    def keys_of(self, x: Tensor) -> Tensor:
-        """Return this task's keys of ``[B, G, M, D]``, of all key heads; a copy if they are scattered over the row."""
-        return x[self.row][:, self.segment.keys]
-
-    def write_queries(self, x: Tensor, queries: Tensor) -> None:
-        """Write back what `queries_of` returned, if that was a copy."""
-        if not isinstance(self.segment.queries, slice):
-            x[self.row, self.heads, self.segment.queries] = queries
-
-    def write_keys(self, x: Tensor, keys: Tensor) -> None:
-        """Write back what `keys_of` returned, if that was a copy."""
-        if not isinstance(self.segment.keys, slice):
-            x[self.row, :, self.segment.keys] = keys
 
 
 class Tensors(NamedTuple):
@@ -93,11 +65,10 @@ def attend(inputs: Inputs) -> Tensor:
     Raises:
         ValueError: a second derivative is asked for.
     """
-    tasks = list(_adaptive_tasks(inputs) if inputs.mask.is_adaptive else tasks_of(inputs))
     seed = int(torch.randint(2**62, ()).item()) if inputs.options.dropout else 0
     tensors, leaves = tensors_of(inputs), _leaves(inputs)
     features = tuple(_precise_features(inputs, one, tensors.query.dtype) for _, one in leaves)
-    work = Work(tasks, scoring_of(inputs, seed), tuple(leaf for leaf, _ in leaves))
+    work = Work(tasks_of(inputs), scoring_of(inputs, seed), tuple(leaf for leaf, _ in leaves))
     # Autocast would turn single products back into half precision.
     with torch.autocast(inputs.query.device.type, enabled=False):
         output: Tensor = _Blockwise.apply(work, *tensors._replace(features=features).flat())
@@ -120,30 +91,6 @@ def tensors_of(inputs: Inputs) -> Tensors:
 def scoring_of(inputs: Inputs, seed: int) -> Scoring:
     """Return how scores become weights."""
     return Scoring(inputs.options.scale, inputs.options.softcap, inputs.options.dropout, seed)
-
-
-def tasks_of(inputs: Inputs) -> Iterator[Task]:
-    """Yield the tasks of a static mask."""
-    for document_mask in inputs.document_masks:
-        for row in inputs.documents.rows_of(document_mask.segment, len(inputs.query)):
-            yield Task(row, document_mask.segment, document_mask.plan.parts, document_mask.heads)
-
-
-def _adaptive_tasks(inputs: Inputs) -> Iterator[Task]:
-    query, key = inputs.query.detach(), inputs.key.detach()
-    for segment in inputs.documents.segments:
-        for row in inputs.documents.rows_of(segment, len(query)):
-            read = tuple(_of_document(one, row, segment) for one in inputs.features)
-            document = adaptive.Document(segment, query[row][:, segment.queries], key[row][:, segment.keys], read)
-            for heads, parts in adaptive.parts_by_heads(inputs.mask.union, document):
-                yield Task(row, segment, parts, heads)
-
-
-def _of_document(features: Features, row: int, segment: Segment) -> Features:
-    query, key = (None if x is None else x[row if len(x) > 1 else 0].detach() for x in features.tensors)
-    assert query is not None
-    query = query if query.shape[1] == 1 else query[:, segment.queries]
-    return Features(query, key if key is None else key[:, segment.keys], features.hard)
 
 
 def _leaves(inputs: Inputs) -> list[tuple[Leaf, Features]]:

@@ -28,7 +28,7 @@ class Leaf:
     hard: as in `Features`; constant: all queries have the same features.
     """
 
-    mask: Weighting
+    weighting: Weighting
     hard: bool
     constant: bool
 
@@ -46,7 +46,7 @@ class DocumentLeaf:
 
     def log_weight(self, query: Tensor, key: Tensor | None, distance: Tensor) -> Tensor:
         """Return the log weights of a tile, see `Weighting.log_weight`."""
-        return self.leaf.mask.log_weight(query, key, distance, self.leaf.hard)
+        return self.leaf.weighting.log_weight(query, key, distance, self.leaf.hard)
 
     def tile_gradients(self, query: Tensor, key: Tensor | None, distance: Tensor, dS: Tensor) -> LeafFeatures:
         """Return the gradients of a tile's features from those of its scores, in any shape of as many numbers.

@@ -17,6 +17,7 @@ from ..plan import Documents
 from . import blockwise
 from .dispatch import run
 from .inputs import Inputs, Options, check_heads
+from .tasks import tasks_of
 
 # A plan waits for the device, which a CUDA graph cannot record. The tag is younger than torch 2.8.
 _PLANS = [getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name)]
@@ -158,7 +159,7 @@ def _blockwise_arguments(
     options = Options(scale, dropout, softcap or None, sink_logits)
     inputs = Inputs(query, key, value, MASKS[mask], documents_of(rows, key.shape[2]), options)
     scoring = blockwise.scoring_of(inputs, 0 if seed is None else int(seed))
-    return blockwise.tensors_of(inputs), blockwise.Work(list(blockwise.tasks_of(inputs)), scoring)
+    return blockwise.tensors_of(inputs), blockwise.Work(tasks_of(inputs), scoring)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
