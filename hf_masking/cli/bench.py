@@ -29,7 +29,7 @@ from .console import check_report, say_written
 from .failures import reason_of
 from .loading import check_device, check_dtype
 from .options.bench import PRESETS, BenchOptions, BenchSettings
-from .terminal import errors, tables_beside
+from .terminal import errors, print_table, tables_beside
 from .values import at_least, at_most
 
 LONGEST = 2**24  # tokens
@@ -53,7 +53,7 @@ def run(options: BenchOptions) -> None:
     started = time.perf_counter()
     rows = [row for part in parts for row in _measure(part)]
     console = tables_beside(output)
-    console.print(bench_report.grid(rows).table(_title(parts[0])))
+    print_table(console, bench_report.grid(rows), _title(parts[0]))
     for line in (*bench_report.failures(rows), *_verdicts(rows)):
         console.print(line, soft_wrap=True)
     if output is not None:

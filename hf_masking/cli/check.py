@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel
 
@@ -43,7 +43,7 @@ def run(options: CheckOptions) -> None:
         except Exception as stopped:  # whatever it is, the other masks are checked
             failures[name] = stopped
         else:
-            tables_beside(output).print(_table(name, reports[name]))
+            _print(tables_beside(output), name, reports[name])
     if not reports:
         raise next(iter(failures.values()))
     for name, error in failures.items():
@@ -81,14 +81,13 @@ def _generation(model: Any, options: CheckOptions) -> CheckReport:
         )
 
 
-def _table(spec: str, report: CheckReport) -> Table:
-    table = Table(title=f"{spec}: {'all rows pass' if report.passed else 'FAILED'}")
-    table.add_column("check", overflow="fold")
-    table.add_column("verdict")
-    table.add_column("difference", justify="right")
+def _print(where: Console, name: str, report: CheckReport) -> None:
+    """Print one line per row, with its name last, so that nothing has to be wrapped."""
+    where.print(f"{name}: {'all rows pass' if report.passed else 'FAILED'}", soft_wrap=True)
+    where.print("\nverdict  difference  check")
     for row in report.rows:
         verdict = "not run" if row.detail.startswith("(not run") else "ok" if row.passed else "FAILED"
-        name = f"{row.name} {row.detail}".strip()
-        shown = Text(verdict, style="red" if verdict == "FAILED" else "")
-        table.add_row(name, shown, "-" if verdict == "not run" else f"{row.difference:.1e}")
-    return table
+        difference = "-" if verdict == "not run" else f"{row.difference:.1e}"
+        shown = Text(f"{verdict:<7}", style="red" if verdict == "FAILED" else "")
+        where.print(shown + f"  {difference:>10}  {row.name} {row.detail}".rstrip(), soft_wrap=True)
+    where.print()

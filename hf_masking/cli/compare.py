@@ -22,7 +22,7 @@ from .console import load_data, say_written
 from .loading import check_device
 from .masking import check_specs
 from .options.compare import MASKS, CompareOptions
-from .terminal import Progression, clear_line, console, errors, resuming_command
+from .terminal import Progression, clear_line, console, errors, print_table, resuming_command
 from .values import at_least
 
 progression = Progression()
@@ -95,7 +95,7 @@ def _listener(folder: ComparisonFolder, as_json: bool) -> Listener:
     def on_report(report: Report) -> None:
         tables = errors if as_json else console
         for grid in (report.quality(), report.details()):
-            tables.print(grid.table())
+            print_table(tables, grid)
         for line in report.failures():
             tables.print(line, soft_wrap=True)
         if as_json:

@@ -23,7 +23,7 @@ from .loading import check_loading, load_placed
 from .masking import check_specs, chosen, copies, put_into
 from .options.eval import EvalOptions
 from .options.groups import MaskOrFileOptions
-from .terminal import progress_bar, tables_beside
+from .terminal import Progression, errors, print_table, progress_bar, tables_beside
 
 BUCKETS = 8  # parts of the context for which the loss is printed
 
@@ -46,10 +46,7 @@ def run(options: EvalOptions) -> None:
     check_vocabulary(loaded, tokenizer)
     check_fits(loaded, token_ids, windows.context)
     models = _under_masks(loaded, masks)
-    with progress_bar(f"{len(models)} masks", len(models) * len(token_ids)) as bar:
-        measured = side_by_side(
-            models, windowed, text_bytes=n_bytes, on_progress=lambda tokens: bar.advance(bar.task_ids[0], tokens)
-        )
+    measured = _measured(models, windowed, n_bytes)
     if measured[0].error is not None and all(measurement.error for measurement in measured):
         raise measured[0].error
     rows = [_row(*pair) for pair in zip(models, measured, strict=True)]
@@ -82,6 +79,19 @@ def _under_masks(loaded: PreTrainedModel, masks: MaskOrFileOptions) -> list[PreT
     return models
 
 
+def _measured(models: Sequence[PreTrainedModel], text: WindowedText, text_bytes: int | None) -> list[Measurement]:
+    """Measure all models, and show how far they are."""
+    total, progression = len(models) * len(text.targets), Progression()
+    with progress_bar(f"{len(models)} masks", total) as bar:
+
+        def on_progress(tokens: int) -> None:
+            bar.advance(bar.task_ids[0], tokens)
+            if not errors.is_terminal:
+                progression.show(f"{bar.tasks[0].completed:,.0f} of {total:,} tokens scored")
+
+        return side_by_side(models, text, text_bytes=text_bytes, on_progress=on_progress)
+
+
 def _row(model: PreTrainedModel, measured: Measurement) -> Row:
     config = get_mask_config(model)
     assert config is not None
@@ -94,8 +104,8 @@ def _row(model: PreTrainedModel, measured: Measurement) -> Row:
 
 def _print(rows: Sequence[Row], title: str, console: Console) -> None:
     done = [row for row in rows if "error" not in row]
-    console.print(_quality(done).table(title))
-    console.print(_positions(done).table("loss (nats) by position in the context"))
+    print_table(console, _quality(done), title)
+    print_table(console, _positions(done), "loss (nats) by position in the context")
     for row in rows:
         if "error" in row:
             console.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import ControlType
 
 from ..streams import is_stdout
+from ..tables import Grid
 
 # No markup and no emoji: brackets and colons belong to masks and file names.
 console = Console(markup=False, highlight=False, emoji=False)
@@ -27,6 +28,12 @@ errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
 def tables_beside(output: Path | None) -> Console:
     """Return the console for tables: standard output, unless the figures go there."""
     return errors if output is not None and is_stdout(output) else console
+
+
+def print_table(where: Console, table: Grid, title: str | None = None) -> None:
+    """Print a table that fits the width of the console, below its title."""
+    where.print(f"{title}\n" if title else "", soft_wrap=True)
+    where.print(table.text(where.width), soft_wrap=True)
 
 
 def signs() -> dict[str, str]:
@@ -81,7 +88,7 @@ class Progression:
     seconds: so long nothing is printed there.
     """
 
-    def __init__(self, seconds: float = 20) -> None:
+    def __init__(self, seconds: float = 5) -> None:
         self.seconds = seconds
         self.last = time.monotonic()
 

@@ -77,7 +77,7 @@ class Report:
         }
         for part in self.parts:
             columns[f"loss at\n{part.start}-{part.stop - 1}"] = functools.partial(_loss, positions=part)
-        columns["cache\nof full"] = _share_of_the_cache
+        columns["cache\n/ full"] = _share_of_the_cache
         columns["pays\nfrom"] = self._pays_from
         return self._grid(columns)
 
