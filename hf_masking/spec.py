@@ -1,8 +1,9 @@
-"""The spec language: ``"window:256|sinks:4"``.
+"""The spec language, such as ``"window:256|sinks:4"``: parse specs, and register masks of your own.
 
-Python's set operators with their precedence: ``-``, then ``&``, then ``|``, left-associative, and parentheses. A name
-is ``[a-z_]+``; its arguments follow a colon and bind tightest: comma-separated unsigned integers, decimals, words or
-``key=value``. So ``offsets:0,1,2-sinks:4`` is a difference. ``heads[a; b]`` gives each half of the query heads a mask.
+Specs have Python's set operators and their precedence: ``-``, then ``&``, then ``|``, left-associative, and
+parentheses. A name is ``[a-z_]+``; its arguments follow a colon and bind tightest: comma-separated unsigned integers,
+decimals, words or ``key=value``. So ``offsets:0,1,2-sinks:4`` is a difference. ``heads[a; b]`` gives each half of the
+query heads a mask.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from .masks.mask import MAX_DEPTH
 
 _TOKEN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)|(?P<name>[a-z_]+)|(?P<symbol>[-|&():,=;\[\]])")
 MASKS: dict[str, type[Pattern]] = {**PATTERNS, **ADAPTIVE}  # by the names that a spec may use
-MAX_LENGTH = 10_000  # characters of a spec: one comes from anywhere, and must not cost minutes to read
+MAX_LENGTH = 10_000  # characters of a spec, which may come from anywhere and must not take minutes to parse
 _CONTEXT = 60  # characters of a long spec that are shown on either side of the caret
 
 
 class MaskSyntaxError(ValueError):
-    """A spec that is not understood. The message shows the spec with a caret under the place."""
+    """An error in a spec. The message shows the spec with a caret under the place."""
 
     @classmethod
     def at(cls, message: str, spec: str, place: int) -> MaskSyntaxError:
@@ -42,14 +43,14 @@ class _Token(NamedTuple):
 
 
 def register_mask(pattern: type[Pattern]) -> type[Pattern]:
-    """Let the spec language know a mask of your own under its ``name``; usable as a decorator.
+    """Add a mask of your own to the spec language under its ``name``; usable as a decorator.
 
     Raises:
-        ValueError: the name is not made of small letters and underscores, or another mask has it.
+        ValueError: the name is not made of lowercase letters and underscores, or another mask has it.
     """
     name = getattr(pattern, "name", None)
     if not isinstance(name, str) or not re.fullmatch("[a-z_]+", name):
-        raise ValueError(f"{pattern.__name__}.name must be made of small letters and underscores, got {name!r}")
+        raise ValueError(f"{pattern.__name__}.name must be made of lowercase letters and underscores, got {name!r}")
     if name == HeadMasks.name or MASKS.get(name, pattern) is not pattern:
         raise ValueError(f"a mask named {name!r} is known already; give {pattern.__name__} another name")
     MASKS[name] = pattern
@@ -57,11 +58,11 @@ def register_mask(pattern: type[Pattern]) -> type[Pattern]:
 
 
 def parse_mask(spec: str | MaskExpression) -> MaskExpression:
-    """Return the mask that a spec such as ``"window:256|sinks:4"`` stands for; a mask is returned as it is.
+    """Return the mask that a spec such as ``"window:256|sinks:4"`` stands for; masks are returned unchanged.
 
     Raises:
         ValueError: neither a spec nor a mask.
-        MaskSyntaxError: the spec is not understood; the message shows the place.
+        MaskSyntaxError: the spec has an error; the message shows the place.
     """
     if isinstance(spec, MaskExpression):
         return spec
@@ -88,7 +89,7 @@ def _tokens(spec: str) -> list[_Token]:
             continue
         match = _TOKEN.match(spec, place)
         if match is None:
-            hint = "; specs are written in small letters" if spec[place].isupper() else ""
+            hint = "; specs are written in lowercase" if spec[place].isupper() else ""
             raise MaskSyntaxError.at(f"unexpected character {spec[place]!r}{hint}", spec, place)
         tokens.append(_Token(str(match.lastgroup), match.group(), place))
         place = match.end()
@@ -96,7 +97,7 @@ def _tokens(spec: str) -> list[_Token]:
 
 
 class _Parser:
-    """Recursive descent, one method a level of precedence."""
+    """Parses a spec by recursive descent, one method per level of precedence."""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -202,7 +203,7 @@ class _Parser:
             return token.text
         if token.kind != "number":
             raise self.error(f"expected an unsigned number or a word, got {token.text or 'the end'!r}", token)
-        # Digits are counted first: int() refuses texts of thousands of them with an error of its own.
+        # Digits are counted first, since int() refuses thousands of them with an error of its own.
         whole = re.split("[.e]", token.text)[0]
         if len(whole) > 4000 or float(token.text) > FOREVER:
             raise self.error(f"numbers must be at most {FOREVER}", token)

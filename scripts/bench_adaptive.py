@@ -1,4 +1,4 @@
-"""Attention that looks at the content against dense attention: chosen blocks, shrunk spans, a step of decoding.
+"""Adaptive masks against dense attention: picked blocks, shrunk spans, a decode step.
 
 python scripts/bench_adaptive.py --output docs/bench_adaptive.json
 """
@@ -148,9 +148,9 @@ def main(
     choice_length: Annotated[int, typer.Option(help="tokens at which chosen blocks are trained")] = 16384,
     span_length: Annotated[int, typer.Option(help="tokens at which spans are trained")] = 8192,
     context: Annotated[int, typer.Option(help="tokens in the cache of a step of decoding")] = 32768,
-    rounds: Annotated[int, typer.Option(help="repeats, in which all contenders take turns")] = 15,
+    rounds: Annotated[int, typer.Option(help="repeats, interleaved over all contenders")] = 15,
 ) -> None:
-    """Measure what masks that look at the content cost against dense attention."""
+    """Measure the cost of adaptive masks against dense attention."""
     silence_libraries()
     results = training(CHOICES, choice_length, rounds)
     results += training(SPANS, span_length, rounds)

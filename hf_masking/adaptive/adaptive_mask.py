@@ -29,7 +29,7 @@ class AdaptiveMask(Pattern):
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether the weight of a pair depends on its key, and not on the query and the distance alone.
+        """True if the weight of a pair depends on its key, and not on the query and the distance alone.
 
         If so, a cache must hold more than keys and values, and rounding may decide about pairs of nearly equal scores.
         """
@@ -62,5 +62,5 @@ class AdaptiveMask(Pattern):
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # Exactly, and without an exponent.
+    # Exactly, and without an exponent, which specs do not have.
     return f"{Decimal(repr(value)).normalize():f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What adaptive masks compute from hidden states."""
+"""Features: the numbers that weightings compute from hidden states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a weighting computes from the tokens of one call: a few numbers per query, and a few per key.
+    """The features that a weighting computes from the tokens of one call: a few numbers per query, and a few per key.
 
     query: ``[B, H, N, r]``; B is 1 if all rows of the batch are alike, N is 1 if all queries are.
     key: ``[B, G, M, s]``; None if the weighting needs nothing of the keys.

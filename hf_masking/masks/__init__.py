@@ -1,4 +1,4 @@
-"""WHAT may attend to what. Pure values: positions in, booleans out."""
+"""WHAT may attend to what. Masks are values: positions in, booleans out."""
 
 from .heads import HeadMasks
 from .mask import Bounds, Difference, Intersection, Mask, MaskExpression, Union

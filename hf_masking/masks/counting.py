@@ -1,4 +1,4 @@
-"""How much a mask allows: pairs, their share of the causal ones, and the keys that a cache must retain.
+"""Count what a mask allows: pairs, their share of the causal ones, and the keys that a cache must retain.
 
 A mask is disjoint pieces (see `intervals`): an interval of keys per query on a lattice, with guards where lattices do
 not nest. What passes a guard is counted without asking for single pairs: the guard's mask is disjoint pieces, too, and
@@ -18,7 +18,7 @@ from .intervals import EVERY_KEY, Guard, Intervals, Predicate
 from .mask import Mask, MaskExpression
 from .progression import Progression
 
-# More sets of common pairs than this are not looked at; every pair is, then.
+# With more sets of common pairs than this, every single pair is looked at.
 _MOST_MEETINGS = 2048
 _CHUNK = 2**18  # pairs looked at in one go, so that they stay in the processor's cache
 
@@ -64,7 +64,7 @@ class _Common:
 
     def meet(self, piece: Intervals, length: int) -> _Common:
         lattice = piece.lattice
-        # Of all strides from the length on, no distance but 0 is a multiple; none must outgrow an int64.
+        # Strides from the length on all leave distance 0 only; the limit keeps the product within an int64.
         stride = min(math.lcm(self.stride, lattice.stride), length)
         keys = self.keys if lattice.keys == EVERY_KEY else self.keys | {lattice.keys}
         return _Common(torch.maximum(self.first, piece.first), torch.minimum(self.stop, piece.stop), stride, keys)
@@ -76,7 +76,7 @@ class _Common:
         if not self.keys:
             return int(((last - before) // self.stride)[real].sum())
         members = torch.stack([keys.contains(q) for keys in self.keys]).all(0).long()
-        # For each key: how many members there are up to it, itself included, a stride apart.
+        # For each key the number of members up to and including it, a stride apart.
         padded = torch.cat([members, members.new_zeros(-len(q) % self.stride)])
         running = padded.view(-1, self.stride).cumsum(0).flatten()
         counts = [torch.where(key >= 0, running[key.clamp(min=0)], 0) for key in (last[real], before[real])]
@@ -84,7 +84,7 @@ class _Common:
 
 
 class _Count:
-    """Counts over as many queries as keys."""
+    """Counts pairs over as many queries as keys."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -96,7 +96,7 @@ class _Count:
         return self.in_common(whole, self.pieces(mask), ())
 
     def in_common(self, pairs: _Common, pieces: Iterable[Intervals], guards: Sequence[Guard]) -> int:
-        """How many of the pairs some piece has that pass its guards and these."""
+        """Return how many of the pairs are in a piece and pass its guards and these."""
         return sum(self.passing(pairs.meet(piece, self.length), (*piece.guards, *guards)) for piece in pieces)
 
     def passing(self, pairs: _Common, guards: Sequence[Guard]) -> int:

@@ -1,9 +1,9 @@
-"""The keys that each query sees, as intervals: the form in which a mask is computed.
+"""Intervals of keys for each query: the form in which a mask is computed.
 
-Every mask here is, for given queries, a few sets of the kind "of a regular set of pairs, the keys from ``first`` to
-``stop``". A window is one such set, a stride is one whose pairs lie a stride apart, a column one whose keys are of a
-class. Union, intersection and difference work on the bounds, elementwise; where two regular sets do not nest, a guard
-asks the mask itself.
+For given queries a mask is a few disjoint pieces. A piece is an interval of keys per query, on a lattice, which is a
+regular set of pairs: a window has all pairs, a stride those whose distance is a multiple of it, a column those whose
+keys are of a class. Union, intersection and difference work on the bounds, elementwise; where two lattices do not nest,
+a guard asks the mask itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from .progression import FOREVER, Progression
 from .strip import Strip
 
-# A mask of more pieces than this is no longer regular, and is computed as one piece behind a guard.
+# A mask of more pieces than this counts as irregular, and is computed as one piece with a guard.
 MAX_PIECES = 64
 EVERY_KEY = Progression()
 
@@ -29,7 +29,7 @@ class TooIrregularError(Exception):
 
 
 class Predicate(Protocol):
-    """What a guard asks: a mask or a strip."""
+    """A mask or a strip, as a guard asks it."""
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor: ...
 
@@ -44,11 +44,11 @@ class Lattice:
     keys: Progression = EVERY_KEY
 
     def contains(self, other: Lattice) -> bool:
-        """Whether every pair of ``other`` is one of this lattice (False where that is not obvious)."""
+        """Return whether every pair of ``other`` is in this lattice; False if that is not obvious."""
         return other.stride % self.stride == 0 and self.keys in (EVERY_KEY, other.keys)
 
     def meet(self, other: Lattice) -> Lattice | None:
-        """The common pairs; None where they are no lattice."""
+        """Return the common pairs; None if they are no lattice."""
         if self.contains(other):
             return other
         if other.contains(self):
@@ -59,7 +59,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Guard:
-    """Only the pairs that ``mask`` allows, or only those that it does not."""
+    """A condition on pairs: that ``mask`` allows them, or that it does not."""
 
     mask: Predicate
     wanted: bool
@@ -70,9 +70,9 @@ class Guard:
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """For each of Q queries the keys of a lattice with ``first <= j < stop`` that pass the guards.
+    """For each of N queries the keys of a lattice with ``first <= j < stop`` that pass the guards.
 
-    first, stop: ``[Q]`` integer key positions, not clipped to the keys that exist; ``first >= stop`` is empty.
+    first, stop: ``[N]`` integer key positions, not clipped to the keys that exist; ``first >= stop`` is empty.
     """
 
     first: Tensor
@@ -87,14 +87,14 @@ class Intervals:
         return replace(self, guards=(*self.guards, Guard(mask, wanted)))
 
     def clipped(self, first: int, stop: int) -> Intervals:
-        """Without the keys outside of ``[first, stop)``."""
+        """Return the piece without the keys outside of ``[first, stop)``."""
         return replace(self, first=self.first.clamp(first, stop), stop=self.stop.clamp(first, stop))
 
     def overlaps(self, other: Intervals) -> bool:
         return bool((torch.maximum(self.first, other.first) < torch.minimum(self.stop, other.stop)).any())
 
     def meet(self, other: Intervals) -> Intervals | None:
-        """The common pairs; None where the lattices have no common lattice."""
+        """Return the common pairs; None if these are on no lattice."""
         lattice = self.lattice.meet(other.lattice)
         if lattice is None:
             return None
@@ -102,19 +102,19 @@ class Intervals:
         return Intervals(first, stop, lattice, (*self.guards, *other.guards))
 
     def minus(self, other: Intervals) -> list[Intervals] | None:
-        """What lies before and what lies behind ``other``; None where intervals cannot say it."""
+        """Return the parts before and after ``other``; None if they are no intervals."""
         if other.guards or not other.lattice.contains(self.lattice):
             return None
         empty = other.first >= other.stop
         hole_first = torch.where(empty, self.stop, other.first)
         hole_stop = torch.where(empty, self.stop, other.stop)
         before = replace(self, stop=torch.minimum(self.stop, hole_first))
-        behind = replace(self, first=torch.maximum(self.first, hole_stop))
-        return [piece for piece in (before, behind) if not piece.is_empty()]
+        after = replace(self, first=torch.maximum(self.first, hole_stop))
+        return [piece for piece in (before, after) if not piece.is_empty()]
 
 
 def of_strip(strip: Strip, q: Tensor) -> Intervals:
-    """A strip's pairs for the query positions ``q``."""
+    """Return the pairs of a strip for the query positions ``q``."""
     distances, keys = strip.distances, strip.keys
     first, stop = q - (distances.hi - 1), q + (1 - distances.lo)
     first = first.clamp(min=keys.lo) if keys.lo else first
@@ -123,12 +123,12 @@ def of_strip(strip: Strip, q: Tensor) -> Intervals:
     if (distances.start, distances.stop) == (0, 1) and key_class == EVERY_KEY:
         return Intervals(first, stop, Lattice(stride=distances.period))
     piece = Intervals(first, stop, Lattice(keys=key_class))
-    # Distances and keys that both have gaps, or distances with wide teeth: no lattice says that.
+    # No lattice has gaps in distances and in keys, or distances with several remainders.
     return piece if distances.period == 1 else piece.guarded(strip, True)
 
 
 def irregular(mask: Predicate, q: Tensor, lookahead: int) -> list[Intervals]:
-    """Any mask: one interval of all that may be, behind a guard."""
+    """Return any mask as one piece: an interval of all keys that may be allowed, and a guard."""
     return [Intervals(torch.zeros_like(q), q.long() + (1 + lookahead)).guarded(mask, True)]
 
 
@@ -168,7 +168,7 @@ def _without(pieces: Iterable[Intervals], hole: Intervals) -> list[Intervals] | 
 
 
 def intersect(pieces: Iterable[Intervals], others: Sequence[Intervals], mask: Predicate) -> list[Intervals]:
-    """What ``pieces`` and ``mask`` both have; ``others`` are the pieces of ``mask``."""
+    """Return the common pairs of ``pieces`` and of ``mask``, whose pieces are ``others``."""
     result: list[Intervals] = []
     for piece in pieces:
         meetings = [piece.meet(other) for other in others if piece.overlaps(other)]

@@ -57,7 +57,7 @@ class MaskExpression:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether hidden states decide part of the mask; if so, only its normal form answers questions about pairs."""
+        """True if hidden states decide part of the mask; then only its normal form answers questions about pairs."""
         return False
 
     @property
@@ -130,7 +130,7 @@ class Mask(MaskExpression):
         raise NotImplementedError
 
     def intervals(self, q: Tensor) -> list[Intervals]:
-        """Return disjoint pieces whose union this mask is, for query positions ``q`` ``[Q]``; plans are made of them.
+        """Return disjoint pieces whose union this mask is, for query positions ``q`` ``[N]``; plans are made of them.
 
         A mask that is too irregular is one piece that asks `allows` about every pair.
         """
@@ -177,7 +177,7 @@ class Mask(MaskExpression):
 
 @dataclass(frozen=True)
 class Composition(Mask):
-    """What the three operators share: how they print, and how deep they may nest."""
+    """The base of the three operators: they print alike, and nest to a limited depth."""
 
     symbol: ClassVar[str] = ""
 
@@ -291,8 +291,8 @@ class Union(_Members):
 
     def _pieces(self, q: Tensor) -> list[Intervals]:
         members = [(member, member.intervals(q)) for member in self.members]
-        # What is cut out of the others comes first: intervals of all keys, since they can be cut out of a sparser set
-        # and not the other way round, and of these the longest, since a short one would leave two halves.
+        # Each member loses the pairs of those before it. Intervals of all keys come first, since they can be cut out
+        # of a sparser set but not the other way round; the longest first, since a short one would leave two halves.
         members.sort(key=lambda item: (_is_sparse(item[1]), -max((_size(piece) for piece in item[1]), default=0)))
         result: list[Intervals] = []
         for index, (_, pieces) in enumerate(members):

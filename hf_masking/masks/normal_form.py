@@ -1,6 +1,6 @@
 """The normal form of a composition of static and adaptive masks.
 
-An adaptive mask gives each pair a weight from 0 to 1 (one that selects, 0 or 1). Union is the greater weight,
+An adaptive mask gives each pair a weight from 0 to 1 (0 or 1 if it selects blocks). Union is the greater weight,
 intersection the product, and a static mask is one whose weights are 0 and 1.
 """
 

@@ -53,7 +53,7 @@ class Pattern(Mask):
         strips = self.strips()
         if strips is None:
             return super().intervals(q)
-        # Distances greater than every query position are left out: of the thirty of a logarithm, half.
+        # Strips with distances greater than every query position are left out: half of those of `log_sparse`.
         furthest = int(q.max()) if len(q) else 0
         return [intervals.of_strip(strip, q) for strip in strips if strip.distances.lo <= furthest]
 

@@ -1,4 +1,4 @@
-"""Regular sets of integers: an interval, and inside it the remainders that count."""
+"""Regular sets of integers: an interval, and inside it some of the remainders of a period."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Progression:
 
     def __post_init__(self) -> None:
         start, stop = self.start, self.period if self.stop == -1 else self.stop
-        # One set, one value: no remainders is an empty interval, all of them is period 1.
+        # Equal sets are equal values: without remainders the interval is empty, with all of them the period is 1.
         if start >= stop:
             object.__setattr__(self, "hi", self.lo)
         if start >= stop or stop - start == self.period:
@@ -45,32 +45,32 @@ class Progression:
         return inside
 
     def least(self) -> int | None:
-        """The smallest member, or None of an empty set."""
+        """Return the smallest member, or None for an empty set."""
         first = int(self.ceil(torch.tensor(self.lo, device="cpu")))
         return first if first < self.hi else None
 
     def greatest(self) -> int | None:
-        """The largest member, FOREVER where there is no bound, None of an empty set."""
+        """Return the largest member, FOREVER without a bound, or None for an empty set."""
         if self.least() is None:
             return None
         return FOREVER if self.hi == FOREVER else int(self.floor(torch.tensor(self.hi - 1, device="cpu")))
 
     def ceil(self, x: Tensor) -> Tensor:
-        """The smallest member at or after each x (at or after ``lo``); ``hi`` is not looked at."""
+        """Return the smallest member at or after each x (at or after ``lo``), as if there were no ``hi``."""
         x = x.clamp(min=self.lo).long()
         base, remainder = x - x % self.period, x % self.period
         within = torch.where(remainder < self.start, base + self.start, x)
         return torch.where(remainder >= self.stop, base + self.period + self.start, within)
 
     def floor(self, x: Tensor) -> Tensor:
-        """The largest member at or before each x (before ``hi``); ``lo`` is not looked at."""
+        """Return the largest member at or before each x (before ``hi``), as if there were no ``lo``."""
         x = x.clamp(max=self.hi - 1).long()
         base, remainder = x - x % self.period, x % self.period
         within = torch.where(remainder >= self.stop, base + self.stop - 1, x)
         return torch.where(remainder < self.start, base - self.period + self.stop - 1, within)
 
     def count(self, lo: Tensor, hi: Tensor) -> Tensor:
-        """How many members each range [lo, hi) has."""
+        """Return the number of members in each range [lo, hi)."""
         lo = lo.clamp(self.lo, self.hi).long()
         hi = torch.maximum(hi.clamp(self.lo, self.hi).long(), lo)
         return self._members_below(hi) - self._members_below(lo)

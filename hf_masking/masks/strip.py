@@ -23,7 +23,7 @@ class Strip:
         return allowed if self.keys == Progression() else allowed & self.keys.contains(k)
 
     def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
-        """Exact, unless both the distances and the keys have gaps or ends: then NONE may come out as SOME."""
+        """Return exact tiles, unless distances and keys both have gaps or ends: then SOME may stand for NONE."""
         size = (q_hi - q_lo).clamp(min=0) * (k_hi - k_lo).clamp(min=0)
         every_key = self.keys.count(k_lo, k_hi) == k_hi - k_lo
         every_distance = self.distances.count(q_lo - k_hi + 1, q_hi - k_lo) == q_hi - k_lo - (q_lo - k_hi + 1)

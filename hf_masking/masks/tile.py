@@ -1,4 +1,4 @@
-"""What a mask says of a rectangle of (query block x key block): nothing, something or everything is allowed."""
+"""Tiles: whether a mask allows nothing, something or everything in a rectangle of (query block x key block)."""
 
 import enum
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Tile(enum.IntEnum):
-    """Three-valued logic (Kleene's): the order NONE < SOME < ALL makes union a maximum and intersection a minimum."""
+    """A value of three-valued (Kleene) logic: by NONE < SOME < ALL, union is a maximum and intersection a minimum."""
 
     NONE = 0
     SOME = 1
@@ -15,7 +15,7 @@ class Tile(enum.IntEnum):
 
 
 def classify(none: Tensor, all_: Tensor) -> Tensor:
-    """Tiles as int8 from two boolean tensors; an empty rectangle is both, and counts as NONE."""
+    """Return tiles as int8 from two boolean tensors; an empty rectangle is both, and counts as NONE."""
     tiles = torch.where(all_, Tile.ALL, Tile.SOME)
     return torch.where(none, Tile.NONE, tiles).to(torch.int8)
 

@@ -12,23 +12,23 @@ from ..adaptive import Selection
 from ..masks import Mask, Tile
 from .layout import Lengths
 
-_ROWS = 64  # of a tile, all query heads of its key head together
-_CHUNK = 1024  # queries whose scores are looked at together, so that these stay in the processor's cache
+_ROWS = 64  # rows of a tile, over all query heads of its key head
+_CHUNK = 1024  # queries that choose together, so that their scores stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What the queries of a document have chosen, for the query heads of one key head.
+    """A part with the blocks that the queries of a document picked, for the query heads of one key head.
 
-    A pair is a query and a block that it has chosen. Pairs with the same block are put into tiles of as many slots
-    each, of which the last may be empty.
+    Every pick, a query and a block, takes a slot of a tile. A tile has R slots for picks of one block; the last slots
+    of the last tile of a block may be empty.
 
-    block: keys in a block.
+    block: number of keys in a block.
     blocks: the block of each tile ``[T]``, in order.
-    rows: the query in each slot ``[T, R]``; in an empty one any.
-    taken: whether there is one ``[T, R]``.
-    places: the slots of each query ``[m, k]``, counted over all tiles; ``T * R`` where it has chosen fewer.
-    guard: the pairs of tokens that may be seen at all; None for every one.
+    rows: the query in each slot ``[T, R]``; any query in an empty one.
+    taken: whether the slot is taken ``[T, R]``.
+    places: the slots of each query ``[n, k]``, counted over all tiles; ``T * R`` where it picked fewer than k blocks.
+    guard: the pairs of tokens that may be seen at all; None for all pairs.
     weighted: as in `Blocks`.
     """
 
@@ -43,11 +43,11 @@ class Selected:
 
     @property
     def touched(self) -> int:
-        """Pairs of tokens that are computed, for each query head."""
+        """The number of pairs of tokens that are computed, for each query head."""
         return self.rows.numel() * self.block
 
     def positions(self, tiles: slice) -> tuple[Tensor, Tensor]:
-        """The positions of the queries ``[t, R, 1]`` and the keys ``[t, 1, block]`` of some tiles."""
+        """Return the positions of the queries ``[t, R, 1]`` and the keys ``[t, 1, block]`` of some tiles."""
         within = torch.arange(self.block, device=self.rows.device)
         q, k = self.rows[tiles] + self.lengths.first_query, self.blocks[tiles, None] * self.block + within
         return q[:, :, None], k[:, None]
@@ -56,7 +56,7 @@ class Selected:
 def selected(
     selection: Selection, queries: Tensor, keys: Tensor, lengths: Lengths, guard: Mask | None, *, weighted: bool
 ) -> list[Selected | None]:
-    """For each key head what the queries of a document choose, their own blocks left out; None for nothing.
+    """Return for each key head the blocks that the queries of a document pick, without their own; None for no blocks.
 
     Parameters:
         queries: ``[Hkv, g, m, D]``, the g query heads of each key head.
@@ -84,7 +84,7 @@ def selected(
 
 
 def require_all_keys(selection: Selection, lengths: Lengths) -> None:
-    """Raises a ValueError if the first keys of a document are missing."""
+    """Raise a ValueError if the first keys of a document are missing."""
     if lengths.first_key:
         raise ValueError(
             f"'{selection}' scores all blocks of a document, and the keys before position {lengths.first_key} are "
@@ -97,7 +97,7 @@ def _chunks(lengths: Lengths, device: torch.device) -> Iterator[Tensor]:
 
 
 def _tiles(guard: Mask, positions: Tensor, block: int, chosen: Tensor) -> Tensor:
-    """What each query may see of the blocks that it has chosen ``[..., q, k]``."""
+    """Return which part of its picked blocks ``[..., n, k]`` each query may see, as tiles."""
     q, k = positions[:, None].expand_as(chosen), chosen.clamp(min=0) * block
     return torch.where(chosen < 0, Tile.NONE, guard.tiles(q, q + 1, k, k + block))
 
@@ -105,7 +105,7 @@ def _tiles(guard: Mask, positions: Tensor, block: int, chosen: Tensor) -> Tensor
 def _tiled(
     chosen: Tensor, block: int, size: int, guard: Mask | None, lengths: Lengths, weighted: bool
 ) -> Selected | None:
-    """The tiles of what each query has chosen ``[m, k]``, -1 for nothing."""
+    """Sort the blocks that each query picked ``[n, k]`` into tiles; -1 stands for no block."""
     blocks, order = chosen.flatten().sort(stable=True)
     nothing = int((blocks < 0).sum())
     blocks, order = blocks[nothing:], order[nothing:]
@@ -113,7 +113,7 @@ def _tiled(
         return None
     counts = torch.bincount(blocks)
     tiles = -(-counts // size)
-    # Each pair stands behind the others of its block, which start with a new tile.
+    # The picks of a block follow each other, and start a new tile.
     starts = (tiles.cumsum(0) - tiles) * size - (counts.cumsum(0) - counts)
     slots = torch.arange(len(blocks), device=blocks.device) + starts[blocks]
     total = int(tiles.sum())

@@ -1,4 +1,4 @@
-"""Parts whose pairs the content gives a weight: blocks as for any mask, but only where the weight is not 0."""
+"""Parts whose pairs have weights: blocks as for a static mask, but only where a weight may be above 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .plan import pieces_of
 
 
 def weighted_blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple[Blocks, ...]:
-    """The blocks of a mask, of which each query sees nothing at a distance of ``reach`` (``[Q or 1]``) or more."""
+    """Return the blocks of a mask without the pairs at a distance of ``reach`` (``[N or 1]``) or more."""
     if reach is None or len(reach) == 1:
         return _within(mask, lengths, None if reach is None else int(reach))
     return _blocks(mask, lengths, reach.cpu())
@@ -41,13 +41,13 @@ def _blocks(mask: Mask, lengths: Lengths, reach: Tensor | None) -> tuple[Blocks,
 
 
 def weighted_tiles(mask: Mask, lengths: Lengths, wanted: Tensor) -> tuple[Blocks, ...]:
-    """Those tiles of a mask that are wanted ``[queries / TILE, keys / TILE]``, neighbours in a row as one rectangle."""
+    """Return the wanted tiles of a mask ``[queries / TILE, keys / TILE]``, neighbours in a row as one rectangle."""
     tiles = torch.where(wanted.cpu(), _tiles(mask, lengths), Tile.NONE)
     parts = []
     for kind, guards in ((Tile.ALL, ()), (Tile.SOME, (Guard(mask, True),))):
         runs = tuple(_rectangles(tiles == kind, lengths))
         if runs:
-            # The bounds of single rows are not asked where no column of a window is at an edge.
+            # Nothing asks for the bounds of single rows, since no column of a run is at an edge.
             bounds = torch.zeros(1, lengths.queries, dtype=torch.int32)
             parts.append(Blocks(Layout(), bounds, bounds + lengths.keys, runs, guards, lengths, weighted=True))
     return tuple(parts)
@@ -62,7 +62,7 @@ def _tiles(mask: Mask, lengths: Lengths) -> Tensor:
 
 
 def _rectangles(tiles: Tensor, lengths: Lengths) -> Iterator[Run]:
-    """A rectangle for each stretch of tiles in a row; equal ones below each other become one."""
+    """Yield a rectangle for each stretch of tiles in a row; equal stretches below each other become one."""
     open_: dict[tuple[int, int], int] = {}
     most = max(1, min(MOST_ROWS, WORKSPACE // max(1, lengths.keys)) // TILE)
     last = tiles.shape[0]

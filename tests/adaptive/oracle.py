@@ -10,7 +10,7 @@ from hf_masking.masks import Difference, Intersection, Union
 def weight(mask, i, j, leaf_weight):
     """The weight of a pair by the definition: union is the maximum, intersection the product.
 
-    leaf_weight: called with a mask that looks at the content, i and j.
+    leaf_weight: called with an adaptive mask, i and j.
     """
     if isinstance(mask, Union):
         return max(weight(member, i, j, leaf_weight) for member in mask.members)

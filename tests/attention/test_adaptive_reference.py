@@ -1,4 +1,4 @@
-"""Masks that look at the content: every backend against brute force, forward and backward; nothing leaks backwards."""
+"""Adaptive masks: every backend against brute force, forward and backward; nothing leaks backwards."""
 
 from dataclasses import dataclass, field, replace
 
@@ -255,7 +255,7 @@ def test_more_is_refused_in_words():
 
 
 def leak(attend, tensors, rows, n):
-    """The greatest change of rows up to i when what comes behind it is replaced by noise, for every i.
+    """The greatest change of rows up to i when what comes after it is replaced by noise, for every i.
 
     attend: from query, key, value and whatever else has tokens along axis 2 to an output ``[B, H, N, D]``.
     """

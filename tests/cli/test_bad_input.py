@@ -136,7 +136,7 @@ SPECS = each(("show",), [
     ("too many positional arguments", "window:1,2"),
     ("'window' is given twice", "window:window=1,window=2"),
     ("unknown mask 'windw'; did you mean 'window'?", "windw:3"),
-    ("specs are written in small letters", "Window:3"),
+    ("specs are written in lowercase", "Window:3"),
     ("expected a mask such as 'window:256', got 'the end'", "causal|"),
     ("expected a mask such as 'window:256', got '|'", "causal||causal"),
     ("expected ')'", "(causal"),

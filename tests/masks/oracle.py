@@ -29,7 +29,7 @@ PAIRS = {
 
 
 def allowed(mask: Mask, i: int, j: int) -> bool:
-    """Whether position i may attend to position j."""
+    """Return whether position i may attend to position j."""
     match mask:
         case Union(members):
             return any(allowed(member, i, j) for member in members)

@@ -29,7 +29,7 @@ class Bidirectional(Pattern):
     def intervals(self, q: Tensor) -> list[Intervals]:
         starts, stops = self._edges(q)
         span = _span_of(q, starts, stops)
-        # Rows outside of the spans are empty, and lie where keys are.
+        # Rows outside of the spans are empty intervals, at a position that exists.
         first, stop = (torch.where(span >= 0, _look_up(edges, span), q) for edges in (starts, stops))
         return [Intervals(first, stop)]
 

@@ -1,4 +1,4 @@
-"""Causal between blocks, both ways inside a block."""
+"""Causal between blocks, bidirectional inside a block."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,9 +14,9 @@ from .row_interval import RowInterval
 class BlockCausal(RowInterval):
     """The query's block and every block before it: ``i // b >= j // b``.
 
-    Both ways inside a block, so it has **lookahead** b - 1: no autoregressive perplexity, no generation. The strict
-    block mask of a language model, ``block_causal:64 & causal``, is all of ``causal``; what people want from "block
-    masking" is usually ``block_local``. Arriola et al., "Block Diffusion" (https://arxiv.org/abs/2503.09573).
+    It is bidirectional inside a block, so it has **lookahead** b - 1: no autoregressive perplexity and no generation.
+    Its causal part, ``block_causal:64&causal``, is all of ``causal``; "block masking" of language models usually
+    means ``block_local``. Arriola et al., "Block Diffusion" (https://arxiv.org/abs/2503.09573).
 
     Parameters:
         block_size: tokens in a block, at least 1.

@@ -1,4 +1,4 @@
-"""The query's own block, and some before it."""
+"""The query's own block and some blocks before it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,14 +11,14 @@ from .row_interval import RowInterval
 
 @dataclass(frozen=True)
 class BlockLocal(RowInterval):
-    """The query's block and the ``lookback`` blocks before it, nothing after the query.
+    """The query's block and the ``lookback`` blocks before it, up to the query.
 
     ``0 <= i // b - j // b <= lookback`` and ``j <= i``. Roy et al. (https://arxiv.org/abs/2003.05997) and Rae &
     Razavi (https://arxiv.org/abs/2007.03356) use it as "local attention".
 
     Parameters:
         block_size: tokens in a block, at least 1.
-        lookback: how many earlier blocks are seen whole, at least 0.
+        lookback: number of earlier blocks that a query sees whole, at least 0.
 
     ``block_local:2,1``::
 

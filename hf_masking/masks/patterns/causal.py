@@ -1,4 +1,4 @@
-"""Everything before, and the query itself."""
+"""All keys up to the query."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -12,7 +12,7 @@ from ..strip import Strip
 class Dilated(Pattern):
     """``window`` keys, each ``dilation`` apart: ``0 <= i - j < window * dilation`` and ``(i - j) mod dilation = 0``.
 
-    Beltagy et al., "Longformer" (https://arxiv.org/abs/2004.05150), made causal.
+    The causal form of the dilated window of Beltagy et al., "Longformer" (https://arxiv.org/abs/2004.05150).
 
     Parameters:
         window: number of keys a query sees, itself included, at least 1.

@@ -1,4 +1,4 @@
-"""Distances that grow by a factor."""
+"""Distances that grow exponentially."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .offsets import strips_of_offsets
 
 @dataclass(frozen=True)
 class LogSparse(Pattern):
-    """The query and the keys at distances 1, base, base², ...: about log(N) keys a query.
+    """The query and the keys at distances 1, base, base², ...: about log(N) keys per query.
 
     Li et al., "Enhancing the Locality and Breaking the Memory Bottleneck of Transformer on Time Series Forecasting"
     (https://arxiv.org/abs/1907.00235).

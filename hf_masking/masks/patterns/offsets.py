@@ -1,4 +1,4 @@
-"""A chosen set of distances."""
+"""A set of distances."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ..strip import Strip
 class Offsets(Pattern):
     """The keys at the given distances: ``i - j`` in ``offsets``.
 
-    Offset 0 is the query itself. Without it the first queries may attend to nothing; their output is 0.
+    Distance 0 is the query itself. Without it the first queries may attend to nothing; their output is 0.
 
     Parameters:
-        offsets: distances from 0 on, in any order; doubles are removed.
+        offsets: distances, at least 0, in any order; duplicates are dropped.
 
     ``offsets:0,1,4``::
 
@@ -53,7 +53,7 @@ class Offsets(Pattern):
 
 
 def strips_of_offsets(offsets: Iterable[int]) -> tuple[Strip, ...]:
-    """One strip for each run of neighbouring distances, given in ascending order."""
+    """Return one strip for each run of neighbouring distances, which are in ascending order."""
     runs: list[list[int]] = []
     for offset in offsets:
         if runs and runs[-1][1] == offset:

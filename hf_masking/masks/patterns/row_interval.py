@@ -1,4 +1,4 @@
-"""Masks whose every row is one run of keys, with both ends moving to the right."""
+"""The base of masks in which each query sees one interval of keys, whose ends never move left."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class RowInterval(Pattern):
         raise NotImplementedError
 
     def first_reader(self, k: Tensor) -> Tensor:
-        """The smallest query position that sees key k."""
+        """Return the smallest query position that sees key k."""
         raise NotImplementedError
 
     def intervals(self, q: Tensor) -> list[Intervals]:
@@ -32,7 +32,7 @@ class RowInterval(Pattern):
 
     def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         first_row, last_row, first_key, last_key = q_lo, q_hi - 1, k_lo, k_hi - 1
-        # Of the rows that reach as far as the first key, the first one looks back furthest.
+        # Among the rows that reach the first key, the first one looks back furthest.
         row = torch.maximum(first_row, self.first_reader(first_key))
         none = (row > last_row) | (self.first_key(row) > last_key) | (first_key > last_key)
         every = (self.first_key(last_row) <= first_key) & (self.last_key(first_row) >= last_key)

@@ -1,4 +1,4 @@
-"""The first tokens, kept for everybody."""
+"""The first tokens of a document, as attention sinks."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,12 +12,12 @@ from ..strip import Strip
 class Sinks(Pattern):
     """The first ``count`` keys of the document, for every query from there on: ``j < count`` and ``j <= i``.
 
-    Pretrained models lean on them: a window alone collapses as soon as they leave. Xiao et al., "Efficient
-    Streaming Language Models with Attention Sinks" (https://arxiv.org/abs/2309.17453). Here positions stay the true
-    ones. Not the learned sink *logits* of gpt-oss.
+    Pretrained models depend on them: under a window alone, perplexity explodes once they are out of reach. Xiao et al.,
+    "Efficient Streaming Language Models with Attention Sinks" (https://arxiv.org/abs/2309.17453). Unlike there,
+    positions are not renumbered. These are not the learned sink *logits* of gpt-oss.
 
     Parameters:
-        count: number of first tokens, at least 1.
+        count: number of sink tokens, at least 1.
 
     ``sinks:2``::
 

@@ -1,4 +1,4 @@
-"""The last keys only."""
+"""A sliding window."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from ..strip import Strip
 class SlidingWindow(Pattern):
     """The last ``window`` keys **including the query itself**: ``0 <= i - j < window``.
 
-    The meaning of ``sliding_window`` in Transformers; flash-attention writes it ``window - 1``. Beltagy et al.,
+    As ``sliding_window`` in Transformers; flash-attention writes ``window - 1``. Beltagy et al.,
     "Longformer" (https://arxiv.org/abs/2004.05150); Jiang et al., "Mistral 7B" (https://arxiv.org/abs/2310.06825).
 
     Parameters:

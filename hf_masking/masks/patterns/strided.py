@@ -1,4 +1,4 @@
-"""Every s-th key."""
+"""Every s-th key, counted from the query."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,8 +12,8 @@ from ..strip import Strip
 class Strided(Pattern):
     """Every ``stride``-th key back from the query: ``(i - j) mod stride = 0``.
 
-    The strided half of Child et al., "Sparse Transformers" (https://arxiv.org/abs/1904.10509); their whole pattern
-    is ``strided:64|window:64``.
+    One half of the strided pattern of Child et al., "Sparse Transformers" (https://arxiv.org/abs/1904.10509), which is
+    ``strided:64|window:64``.
 
     Parameters:
         stride: distance from one key to the next, at least 1.

@@ -1,4 +1,4 @@
-"""The last columns of every stride, read by everybody after them."""
+"""The last columns of every stride, which all later queries see."""
 
 from dataclasses import dataclass
 from typing import ClassVar
