@@ -27,7 +27,7 @@ def batch(draw: torch.Generator) -> torch.Tensor:
 
 def spans(model: PreTrainedModel) -> list[list[int]]:
     """The span of each head, layer by layer."""
-    shares = [share for name, share in model.named_parameters() if name.endswith("hf_masking.span.share")]
+    shares = [share for name, share in model.named_parameters() if name.endswith("hf_masking.adaptive_span.share")]
     return [(share.clamp(0, 1) * LENGTH).round().int().tolist() for share in shares]
 
 

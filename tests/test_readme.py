@@ -11,7 +11,6 @@ from hf_masking.adaptive import ADAPTIVE
 from hf_masking.masks import PATTERNS
 from hf_masking.modeling.checking.generation import MODES
 
-from .processes import PYTHON, launch
 from .snippets import blocks, commands, run_small
 from .test_benchmarks import cells, table
 
@@ -72,11 +71,3 @@ def test_the_catalogue_is_whole():
         assert f"docs/masks/{name}.png" in README, name
     for picture in re.findall(r"docs/[a-z_/]+\.png", README):
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG"), picture
-
-
-@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_examples(example):
-    # Some take a size; what they show at their own takes a minute or some.
-    sizes = {"long_context.py": ["3000"], "streaming_generation.py": ["1000"], "prefix_lm_summarization.py": ["20"]}
-    sizes |= {"adaptive_span.py": ["20"], "top_blocks_recall.py": ["20"]}
-    assert launch(f"examples/{example}", *sizes.get(example, []), launcher=PYTHON, PYTHONWARNINGS="error").stdout
