@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets import load_dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GPT2Config, get_cosine_schedule_with_warmup
 
 from hf_masking import from_pretrained, patch_model, perplexity
@@ -56,13 +56,13 @@ print(f"under {args.mask}, before training: {perplexity(model, held_out, context
 
 # Training.
 accelerator = Accelerator()
-loader = DataLoader(contexts, batch_size=args.batch_size, shuffle=True)
+loader = DataLoader(TensorDataset(contexts), batch_size=args.batch_size, shuffle=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
 schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
 model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 model.train()
 batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-for step, batch in enumerate(itertools.islice(batches, args.steps), start=1):
+for step, (batch,) in enumerate(itertools.islice(batches, args.steps), start=1):
     loss = model(input_ids=batch, labels=batch, use_cache=False).loss
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(model.parameters(), 1.0)

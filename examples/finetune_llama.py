@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets import load_dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, LlamaConfig
 
 from hf_masking import from_pretrained, patch_model, perplexity
@@ -59,12 +59,12 @@ print(f"under {args.mask}, before training: {perplexity(model, held_out, context
 
 # Training.
 accelerator = Accelerator(gradient_accumulation_steps=2)
-loader = DataLoader(contexts, batch_size=args.batch_size, shuffle=True)
+loader = DataLoader(TensorDataset(contexts), batch_size=args.batch_size, shuffle=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 model.train()
 batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-for number, batch in enumerate(itertools.islice(batches, 2 * args.steps), start=1):
+for number, (batch,) in enumerate(itertools.islice(batches, 2 * args.steps), start=1):
     with accelerator.accumulate(model):
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         accelerator.backward(loss)
