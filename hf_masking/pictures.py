@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import colorsys
+import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .files import written_aside
 
 logger = logging.getLogger("hf_masking")
+_LABEL_HEIGHT, _LABEL_WIDTH = 10, 120  # points; labels within this distance are moved apart
 
 
 def plain(text: str) -> str:
@@ -24,18 +27,85 @@ def warn_of_no_pictures() -> None:
         logger.warning("no pictures will be drawn: they need matplotlib; pip install 'hf-masking[plot]'")
 
 
-def write_picture(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> list[Path]:
-    """Write a figure whose axes ``draw`` fills; return the paths that were written, none without matplotlib."""
+def colour_of(mask: str) -> tuple[float, float, float]:
+    """Return the colour of a mask, the same in every picture; full attention is black."""
+    if mask == "causal":
+        return (0.0, 0.0, 0.0)
+    digest = hashlib.sha256(mask.encode()).digest()
+    return colorsys.hls_to_rgb(int.from_bytes(digest[:2], "big") / 2**16, (0.28, 0.4, 0.5)[digest[2] % 3], 0.75)
+
+
+def write_picture(
+    path: Path, size: tuple[float, float], draw: Callable[[Any], None], *, direct: bool = False
+) -> list[Path]:
+    """Write a figure whose axes ``draw`` fills, as PNG and beside it as SVG.
+
+    Parameters:
+        path: the path of the PNG.
+        direct: write each name at the end of its line, instead of a legend beside the axes.
+
+    Returns:
+        The paths that were written; none without matplotlib.
+    """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         return []
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
     draw(axes)
-    # Lines and points may overlap: a legend beside the axes stays readable.
-    if axes.get_legend_handles_labels()[0]:
+    if direct:
+        _name_lines(figure, axes)
+    elif axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png")
-    return [path]
+    written = [path, path.with_suffix(".svg")]
+    for target in written:
+        kind = target.suffix.removeprefix(".")
+        # The same figures give the same file.
+        with rc_context({"svg.hashsalt": "hf-masking"}), written_aside(target) as aside:
+            figure.savefig(aside, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return written
+
+
+def log_scale(axis: Any, ticks: Sequence[float] | None = None) -> None:
+    """Make an axis logarithmic, with ticks as plain numbers: the given ones, or a few round ones."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    axis._set_axes_scale("log")
+    axis.set_major_locator(MaxNLocator(6) if ticks is None else FixedLocator(list(ticks)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _name_lines(figure: Any, axes: Any) -> None:
+    """Write the label of each line to the right of its last point, and keep the labels apart."""
+    figure.draw_without_rendering()  # before it, points have no place in the figure
+    lines = [line for line in axes.lines if len(line.get_xdata()) and not line.get_label().startswith("_")]
+    ends = {line: axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines}
+    scale = 72 / figure.dpi  # from pixels to points
+    placed: list[tuple[float, float]] = []
+    for line in sorted(lines, key=lambda line: ends[line][1]):
+        x, y = ends[line] * scale
+        place = y
+        for other_x, other_y in placed:
+            if abs(other_x - x) < _LABEL_WIDTH and place < other_y + _LABEL_HEIGHT:
+                place = other_y + _LABEL_HEIGHT
+        placed.append((x, place))
+        axes.annotate(
+            plain(str(line.get_label())),
+            (line.get_xdata()[-1], line.get_ydata()[-1]),
+            (8, place - y),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.get_color(),
+                "linewidth": 0.5,
+                "shrinkA": 0,
+                "relpos": (0, 0.5),
+            },
+        )

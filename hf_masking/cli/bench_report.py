@@ -86,10 +86,12 @@ def write_picture(path: Path, rows: Rows, title: str) -> list[Path]:
 
     def draw(axes: Any) -> None:
         for name, points in lines.items():
-            style = "--" if name in RIVALS else "-o"
-            axes.plot(list(points), list(points.values()), style, markersize=4, label=name)
-        axes.set(yscale="log", xlabel="tokens", ylabel="seconds, forward and backward", title=title)
-        axes.set_xscale("log", base=2)
-        axes.grid(alpha=0.3, which="both")
+            style, color = ("--", "0.5") if name in RIVALS else ("-o", pictures.colour_of(name))
+            axes.plot(list(points), list(points.values()), style, markersize=4, label=name, color=color)
+        axes.set(xlabel="tokens", ylabel="seconds", title=f"Time of forward and backward\n{title}")
+        pictures.log_scale(axes.xaxis, sorted({length for points in lines.values() for length in points}))
+        axes.tick_params("x", labelrotation=45)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
 
-    return pictures.write_picture(path, (8, 4.5), draw)
+    return pictures.write_picture(path, (8, 4.5), draw, direct=True)

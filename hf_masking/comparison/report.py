@@ -12,7 +12,7 @@ from typing import Any
 from ..evaluation.density import MOST_TOKENS
 from ..files import write_json
 from ..machine import describe_machine
-from ..pictures import plain, write_picture
+from ..pictures import colour_of, log_scale, plain, write_picture
 from ..tables import Grid, write_markdown
 from .results import Figure, MaskResult, results_by_mask, segments
 from .trials import Trial
@@ -108,12 +108,13 @@ class Report:
         page = folder / "report.md"
         write_markdown(page, self.title, *grids, *self.failures(), self.legend())
         written = [figures, page]
-        written += write_picture(folder / "speed.png", (8, 4), self._draw_speed)
-        written += write_picture(folder / "recovery.png", (8, 4), self._draw_recovery)
+        written += write_picture(folder / "speed.png", (8, 4), self._draw_speed, direct=True)
+        written += write_picture(folder / "recovery.png", (8, 4), self._draw_recovery, direct=True)
         if len(self.measured) > 1:
-            return written + write_picture(folder / "positions.png", (8, 4), self._draw_positions)
+            return written + write_picture(folder / "positions.png", (8, 4), self._draw_positions, direct=True)
         # A single mask has nothing to be compared with, and a picture of an earlier comparison would mislead.
-        (folder / "positions.png").unlink(missing_ok=True)
+        for kind in ("png", "svg"):
+            (folder / f"positions.{kind}").unlink(missing_ok=True)
         return written
 
     def document(self) -> dict[str, Any]:
@@ -153,37 +154,52 @@ class Report:
                 for place, (mine, theirs) in zip(places, losses, strict=True)
                 if mine is not None and theirs is not None
             ]
-            axes.plot([place for place, _ in known], [loss for _, loss in known], "-", label=self.name(mask))
-        axes.set(title=plain(self.title), xlabel="tokens read", ylabel=f"loss above {first.mask}, nats")
+            axes.plot(*zip(*known, strict=True), "-", label=self.name(mask), color=colour_of(mask.mask))
+        axes.set(
+            title=self._heading(f"Loss above {first.mask}, by position in the context"),
+            xlabel="tokens read",
+            ylabel=f"loss above {first.mask} (nats)",
+        )
         axes.grid(alpha=0.3)
 
     def _draw_speed(self, axes: Any) -> None:
         """Plot the perplexity after fine-tuning against training speed."""
         for mask in self.measured:
-            figure = mask.finetuned
-            axes.errorbar(
-                mask.median("train_tokens_per_second"), figure.mean, yerr=figure.deviation, fmt="o", markersize=9,
-                label=self.name(mask),
-            )  # fmt: skip
+            figure, speed = mask.finetuned, mask.median("train_tokens_per_second")
+            axes.errorbar(speed, figure.mean, yerr=figure.deviation, color=colour_of(mask.mask), label="_bar")
+            axes.plot([speed], [figure.mean], "o", markersize=8, label=self.name(mask), color=colour_of(mask.mask))
         axes.set(
-            title=plain(self.title),
-            xlabel="tokens/s, training",
-            ylabel="perplexity, fine-tuned (lower is better)",
+            title=self._heading("Perplexity after fine-tuning and speed of training"),
+            xlabel="training, tokens/s",
+            ylabel="perplexity (lower is better)",
         )
         axes.margins(0.2)
-        _by_ratio(axes)
+        log_scale(axes.yaxis)
+        axes.grid(alpha=0.3)
 
     def _draw_recovery(self, axes: Any) -> None:
-        """Plot the perplexity against steps of fine-tuning."""
+        """Plot the perplexity against steps of fine-tuning, with a band of one standard deviation over seeds."""
         for mask in self.measured:
-            points = mask.recovery
-            axes.errorbar(
-                list(points), [figure.mean for figure in points.values()],
-                yerr=[figure.deviation or 0 for figure in points.values()], fmt="-o", markersize=4,
-                label=self.name(mask),
-            )  # fmt: skip
-        axes.set(title=plain(self.title), xlabel="steps of fine-tuning", ylabel="perplexity")
-        _by_ratio(axes)
+            steps, figures = list(mask.recovery), list(mask.recovery.values())
+            color = colour_of(mask.mask)
+            low = [figure.mean - (figure.deviation or 0) for figure in figures]
+            high = [figure.mean + (figure.deviation or 0) for figure in figures]
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(
+                steps, [figure.mean for figure in figures], "-o", markersize=3, label=self.name(mask), color=color
+            )
+        axes.set(
+            title=self._heading("Recovery of perplexity during fine-tuning"),
+            xlabel="steps of fine-tuning",
+            ylabel="perplexity",
+        )
+        log_scale(axes.yaxis)
+        axes.grid(alpha=0.3)
+
+    def _heading(self, what: str) -> str:
+        """Return the title of a picture: what it shows, and over how many seeds."""
+        seeds = max(len(mask.trials) for mask in self.results)
+        return plain(f"{what}\ncontext of {self.context:,} tokens, {seeds} {'seed' if seeds == 1 else 'seeds'}")
 
 
 def progress(trial: Trial, number: int, total: int) -> str:
@@ -194,14 +210,6 @@ def progress(trial: Trial, number: int, total: int) -> str:
     return (
         f"{head}: perplexity {trial.patched:.2f}, after fine-tuning {trial.finetuned:.2f} ({trial.seconds or 0:.0f} s)"
     )
-
-
-def _by_ratio(axes: Any) -> None:
-    """Use a logarithmic axis: perplexities may be close to the best one or many times it."""
-    axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which("{x:g}")
-    axes.grid(alpha=0.3, which="both")
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
