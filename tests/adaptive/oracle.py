@@ -4,7 +4,10 @@ import math
 
 import torch
 
+from hf_masking.adaptive import LayerShape
 from hf_masking.masks import Difference, Intersection, Union
+
+SHAPE = LayerShape(hidden_size=12, query_heads=4, key_heads=2, head_size=3)
 
 
 def weight(mask, i, j, leaf_weight):

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import re
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,19 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_masking import parse_mask
-from hf_masking.masks import FOREVER, PATTERNS, Offsets, SlidingWindow, Tile, counting
-from hf_masking.masks.counting import count_pairs, keys_kept
+from hf_masking.masks import FOREVER, Tile
 
-from .oracle import allowed, matrix
+from .oracle import COLUMNS, HORIZON, ROWS, allowed, brute_force, matrix
 from .strategies import expressions, patterns
-
-ROWS, COLUMNS = 23, 19
-# Beyond it the drawn patterns have no reader, unless they have one without end.
-HORIZON = 97
-
-
-def brute_force(mask, rows=ROWS, columns=COLUMNS):
-    return matrix(mask, range(rows), range(columns))
 
 
 @given(expressions)
@@ -141,48 +130,6 @@ def test_the_compositions_that_people_use_need_no_guard(spec):
     assert all(not piece.guards for piece in parse_mask(spec).intervals(torch.arange(ROWS)))
 
 
-@pytest.mark.parametrize("most_meetings", [2048, 0])
-@given(mask=expressions)
-@settings(max_examples=300)
-def test_counts_equal_brute_force(most_meetings, mask):
-    with patch.object(counting, "_MOST_MEETINGS", most_meetings):
-        assert count_pairs(mask, COLUMNS) == brute_force(mask, COLUMNS, COLUMNS).sum()
-    assert keys_kept(mask, 11) >= matrix(mask, range(11, HORIZON), range(11)).any(0).sum()
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "strided:3|strided:5",
-        "causal-strided:64",
-        "causal-(strided:3|strided:5|strided:7)-sinks:4",
-        "strided:9|summary:64,8|summary:50,3",
-        "strided:7-summary:50,3-block_local:500",
-        "heads[strided:2000000000|strided:1999999999|strided:3; causal]",
-    ],
-)
-def test_lattices_that_do_not_nest_are_counted_without_looking_at_pairs(spec, monkeypatch):
-    mask, length = parse_mask(spec), 1000
-    expected = [int(member.dense(length).sum()) for member in mask.heads]
-    monkeypatch.setattr(counting, "_all_pairs", None)
-    assert [count_pairs(member, length) for member in mask.heads] == expected
-
-
-def test_a_long_text_is_counted_by_formula(monkeypatch):
-    monkeypatch.setattr(counting, "_all_pairs", None)
-    length = 131_072
-    expected = sum(length - distance for distance in range(length) if distance % 3 == 0 or distance % 5 == 0)
-    assert count_pairs(parse_mask("strided:3|strided:5"), length) == expected
-
-
-@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
-def test_the_picture_in_the_docstring_is_the_mask(pattern):
-    spec, rows = re.search(r"``([a-z_:0-9,]+)``::\n\n((?: +[01 ]+\n)+)", pattern.__doc__ + "\n").groups()
-    picture = torch.tensor([[int(pair) for pair in row.split()] for row in rows.strip().splitlines()])
-    assert torch.equal(parse_mask(spec).dense(*picture.shape).int(), picture)
-    assert type(parse_mask(spec)) is pattern
-
-
 @given(expressions)
 @settings(max_examples=200)
 def test_masks_are_values(mask):
@@ -224,19 +171,3 @@ LAWS = [
 @pytest.mark.parametrize(("left", "right"), LAWS)
 def test_laws(left, right):
     assert torch.equal(parse_mask(left).dense(ROWS), parse_mask(right).dense(ROWS))
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: SlidingWindow(0), "window: `window` must be an integer from 1 to 2147483647, got 0"),
-        (lambda: SlidingWindow(True), "got True"),
-        (lambda: SlidingWindow(2.0), "got 2.0"),
-        (lambda: Offsets(()), "expected at least one distance"),
-        (lambda: Offsets((-1,)), "offsets: each distance must be an integer from 0"),
-        (lambda: parse_mask("summary:4,5"), "summary: `width` must be an integer from 1 to 4, got 5"),
-    ],
-)
-def test_wrong_arguments(build, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build()
