@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, TextStreamer
 
-from ..evaluation import CacheSize, cache_size, tokenize
+from ..evaluation import CacheSize, cache_size, load_text, tokenize
 from ..evaluation.loading import check_vocabulary, load_tokenizer
 from ..modeling import check_fits, label_of
 from .loading import check_loading, load_placed
@@ -32,7 +32,8 @@ def run(options: GenerateOptions) -> None:
     check_specs(masks)
     check_loading(options.loading)
     tokenizer = load_tokenizer(options.model, **options.loading.where())
-    tokens = tokenize(tokenizer, options.prompt, return_tensors="pt")
+    prompt = _prompt(options)
+    tokens = _chat_tokens(tokenizer, prompt) if options.chat else tokenize(tokenizer, prompt, return_tensors="pt")
     if not tokens["input_ids"].numel():
         raise ValueError("the prompt has no tokens; give one: --prompt 'Once upon a time'")
     loaded = load_placed(options.model, options.loading)
@@ -45,6 +46,8 @@ def run(options: GenerateOptions) -> None:
         raise ValueError(f"{worst} looks {lookahead} tokens ahead: no generation; use a causal mask")
     cache = DynamicCache(config=loaded.config)
     started = time.perf_counter()
+    if not options.chat:
+        console.print(prompt, end="", soft_wrap=True)
     written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
     seconds = time.perf_counter() - started
     errors.print(_figures(label_of(loaded), written, seconds, cache_size(cache)))
@@ -67,6 +70,27 @@ def _check(options: GenerateOptions) -> None:
         raise ValueError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
 
 
+def _prompt(options: GenerateOptions) -> str:
+    """Return the prompt, from the command line or a file without its last line break."""
+    if options.prompt_file is None:
+        return options.prompt
+    if options.prompt:
+        raise ValueError("--prompt and --prompt-file both give a prompt; leave one of them out")
+    path = options.prompt_file
+    if str(path) != "-" and (path.is_dir() or not path.exists()):
+        raise ValueError(f"--prompt-file {path}: no such file; name a text file, or - for standard input")
+    return load_text(str(path) if str(path) == "-" else str(path.absolute())).content.removesuffix("\n")
+
+
+def _chat_tokens(tokenizer: Any, prompt: str) -> Any:
+    """Return the tokens of a chat that begins with the prompt."""
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; leave --chat out")
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+
+
 def _check_positions(model: PreTrainedModel, prompt: Tensor, options: GenerateOptions) -> None:
     # The last token that is generated is not read.
     read = prompt.shape[1] + options.max_new_tokens - 1
@@ -77,7 +101,6 @@ def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCa
     """Print the text as it is generated; return the number of new tokens."""
     sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
     torch.manual_seed(options.seed)
-    console.print(options.prompt, end="", soft_wrap=True)
     sequences = model.generate(
         **tokens,
         past_key_values=cache,
