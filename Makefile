@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Where it is set, every process of the tests would compile torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-oldest clean
+.PHONY: demo test test-slow test-oldest test-lm-eval clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-masking compare --output runs/compare --resume
@@ -28,6 +28,11 @@ test-oldest:
 	$(MAKE) .venv-oldest/.oldest VENV=.venv-oldest
 	.venv-oldest/bin/pytest -q -n 2 --dist worksteal --ignore tests/masks --ignore tests/plan --ignore tests/attention \
 	  --ignore tests/adaptive --ignore tests/test_docs.py --ignore tests/test_experiments.py
+
+# In an environment of its own: the harness brings some 50 packages, and Transformers imports scikit-learn if it is there.
+test-lm-eval:
+	$(MAKE) .venv-lm-eval/.lm-eval VENV=.venv-lm-eval
+	.venv-lm-eval/bin/pytest -q tests/test_examples.py -k lm_evaluation
 
 # Without compiling: modules are compiled when they are first imported, and most never are.
 # torch is installed first and by its exact version: a range would fetch the build with CUDA.
@@ -49,5 +54,9 @@ $(VENV)/.oldest: pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install -q --no-compile -c $(VENV)/constraints.txt -e '.[test]' 'transformers==5.17.*'
 	touch $@
 
+$(VENV)/.lm-eval: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[test]' 'lm_eval[hf]==0.4.13'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest runs
+	rm -rf .venv .venv-oldest .venv-lm-eval runs

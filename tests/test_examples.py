@@ -1,5 +1,9 @@
-"""Every example runs on a CPU without a network, at small sizes."""
+"""Every example and the notebook run on a CPU without a network, at small sizes."""
 
+import contextlib
+import importlib.util
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,9 @@ SMALL = {
 }
 FINE_TUNE = ["finetune_gpt2.py", "finetune_llama.py", "finetune_trainer.py", "finetune_trl.py"]
 # TRL uses names that Transformers has deprecated.
-WARNINGS = {"finetune_trl.py": "default"}
+WARNINGS = {"finetune_trl.py": "default", "lm_evaluation_harness.py": "default"}
+# The harness brings 50 packages, scikit-learn among them: `make test-lm-eval` runs its example.
+NOT_INSTALLED = [] if importlib.util.find_spec("lm_eval") else ["lm_evaluation_harness.py"]
 
 
 def output_of(example, *arguments):
@@ -26,7 +32,7 @@ def output_of(example, *arguments):
     return launch(f"examples/{example}", *arguments, launcher=PYTHON, PYTHONWARNINGS=warnings).stdout
 
 
-@pytest.mark.parametrize("example", [example for example in EXAMPLES if example not in FINE_TUNE])
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if example not in FINE_TUNE + NOT_INSTALLED])
 def test_an_example_runs(example):
     assert output_of(example, *SMALL.get(example, []))
 
@@ -59,3 +65,26 @@ def test_loops_that_people_copy_are_short(example):
 def test_an_example_says_how_to_run_it(example):
     docstring = (ROOT / "examples" / example).read_text().split('"""')[1]
     assert f"\npython examples/{example}" in docstring
+
+
+NOTEBOOK = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(cell):
+    return "".join(line for output in cell["outputs"] for line in output.get("text", []))
+
+
+def test_the_notebook_prints_what_is_stored_in_it():
+    namespace = {}
+    for cell in CODE:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), namespace)
+        # DeepSpeed, where it is installed, logs to standard output.
+        lines = [line for line in out.getvalue().splitlines(keepends=True) if "real_accelerator.py" not in line]
+        assert "".join(lines) == printed(cell)
+
+
+def test_the_notebook_shows_a_mask():
+    assert any("text/html" in output.get("data", {}) for cell in CODE for output in cell["outputs"])
