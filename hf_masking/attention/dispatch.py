@@ -25,12 +25,16 @@ def run(inputs: Inputs, backend: str) -> Tensor:
         choice = automatic.choose(inputs)
         automatic.log(choice, mask)
         backend = choice.backend
-    require(backend, inputs)
-    if mask.is_adaptive:
+    else:
+        require(backend, inputs)
+    is_adaptive = mask.is_adaptive
+    if is_adaptive:
         inputs = replace(inputs, features=checked(inputs.features, mask, inputs.query, inputs.key))
     elif inputs.features:
         raise ValueError(f"'{mask}' is not adaptive and takes no features; leave features= out")
+    attend = BACKENDS[backend].attend
+    if not (is_adaptive and torch.is_autocast_enabled(device)):
+        return attend(inputs)
     # Which blocks are selected must not depend on the backend, as it would if some products were in half precision.
-    autocast = torch.is_autocast_enabled(device) and not mask.is_adaptive
-    with torch.autocast(device, enabled=autocast):
-        return BACKENDS[backend].attend(inputs)
+    with torch.autocast(device, enabled=False):
+        return attend(inputs)

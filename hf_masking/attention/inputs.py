@@ -66,6 +66,8 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """The same with query, key and value in another precision."""
+        if all(x.dtype == dtype for x in self.tensors):
+            return self
         query, key, value = (x.to(dtype) for x in self.tensors)
         return replace(self, query=query, key=key, value=value)
 
