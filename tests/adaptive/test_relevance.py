@@ -1,4 +1,4 @@
-"""What relevance promises: its rank, its threshold, the tiles that it skips, its penalty."""
+"""Relevance: its rank, its threshold, the tiles that it skips, its penalty."""
 
 from unittest.mock import patch
 

@@ -1,4 +1,4 @@
-"""Which blocks queries pick: against brute force, with ties, in half precision."""
+"""Blocks that queries pick: against brute force, with ties, in half precision."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What all weightings do: they start as full attention, and a penalty closes them."""
+"""Weightings start as full attention, and a penalty closes them."""
 
 import pytest
 import torch

@@ -92,44 +92,6 @@ def test_lookahead_is_never_too_small(mask):
     assert mask.lookahead >= greatest_lookahead(mask)
 
 
-def pairs_of(piece, q, k):
-    """The pairs of one piece, one condition at a time."""
-    lattice = piece.lattice
-    inside = (k >= piece.first[:, None]) & (k < piece.stop[:, None])
-    inside &= ((q - k) % lattice.stride == 0) & lattice.keys.contains(k)
-    for guard in piece.guards:
-        inside &= guard.allows(q, k)
-    return inside
-
-
-@given(expressions)
-@settings(max_examples=2000)
-def test_intervals_are_disjoint_and_their_union_is_the_mask(mask):
-    q, k = torch.arange(ROWS)[:, None], torch.arange(COLUMNS)[None, :]
-    covered = sum((pairs_of(piece, q, k).int() for piece in mask.intervals(q[:, 0])), torch.zeros(ROWS, COLUMNS).int())
-    assert torch.equal(covered, brute_force(mask).int())
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "window:16|sinks:4",
-        "strided:8|window:8",
-        "sinks:3|strided:5",
-        "causal-window:7",
-        "dilated:4,6|window:5|sinks:2",
-        "summary:7,2|window:9",
-        "strided:4&strided:6",
-        "log_sparse|sinks:2",
-        "block_local:12,1|summary:12,3",
-        "block_causal:6&window:9",
-        "causal-block_local:5",
-    ],
-)
-def test_the_compositions_that_people_use_need_no_guard(spec):
-    assert all(not piece.guards for piece in parse_mask(spec).intervals(torch.arange(ROWS)))
-
-
 @given(expressions)
 @settings(max_examples=200)
 def test_masks_are_values(mask):

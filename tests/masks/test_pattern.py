@@ -1,4 +1,4 @@
-"""What every pattern promises: the picture in its docstring, and its refusals."""
+"""Patterns: the picture in each docstring, and what their arguments may be."""
 
 import re
 
