@@ -16,7 +16,7 @@ from .announce import warn_of_dropped_parameters, warn_of_limits
 from .base_model.architecture import count_layers, pretrained, shape_of
 from .caching.record import record_of
 from .checking.model import check_model
-from .forward.marks import Asks
+from .forward.marks import Needs
 from .patching.apply import apply, reapply, unpatch
 from .patching.config import MaskConfig, read
 from .patching.record import find_patch, is_patched, layer_masks
@@ -109,7 +109,7 @@ def cache_with_prefix(
     Raises:
         ValueError: no mask of the model needs marks; not exactly one of ``lengths`` and ``span_ids`` is given.
     """
-    if not Asks.of(layer_masks(model)).spans:
+    if not Needs.of(layer_masks(model)).spans:
         raise ValueError("a prefix is for a mask that needs it, such as patch_model(model, 'prefix|causal')")
     if (lengths is None) == (span_ids is None):
         raise ValueError("give one of lengths and span_ids")

@@ -42,20 +42,14 @@ def discard(attention: nn.Module, *_: Any) -> None:
     running.pop(attention)
 
 
-def current_features() -> tuple[Features, ...]:
-    """Return the features of the running layer's adaptive masks, in order; empty if it has none."""
-    call = running.current()
-    return () if call is None else call.features
-
-
-def key_features() -> Tensor | None:
-    """Return the features of the new keys, of all leaves side by side ``[B, Hkv, n, s]``; None for no features."""
-    found = [one.key for one in current_features() if one.key is not None]
+def of_keys(features: Sequence[Features]) -> Tensor | None:
+    """Return the features of keys, of all leaves side by side ``[B, G, n, s]``; None if there are none."""
+    found = [one.key for one in features if one.key is not None]
     return torch.cat(found, dim=-1) if found else None
 
 
 def with_keys(features: Sequence[Features], keys: Tensor) -> tuple[Features, ...]:
-    """Return features with those of all keys ``[B, Hkv, K, s]``, the cached ones included, in place of the new ones."""
+    """Return features with those of all keys ``[B, G, M, s]``, the cached ones included, in place of the new ones."""
     sizes = [0 if one.key is None else one.key.shape[-1] for one in features]
     parts = keys.split(sizes, dim=-1)
     return tuple(one if one.key is None else replace(one, key=part) for one, part in zip(features, parts, strict=True))

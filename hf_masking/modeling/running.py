@@ -11,7 +11,10 @@ The order of calls in one forward::
         features.discard   ──────────────────────────── pop ───┘          │
     hooks.leave        ─────────────────────────────────────── pop ───────┘
 
-(Layers without an adaptive mask have no features.) Two carriers lead from the batch to `attend`, and both are needed:
+Only layers with an adaptive mask have features. The Documents of a layer come from the mask slot; in a cached decode
+step they come from the positions in the Batch, in the columns that the layer of the cache retains.
+
+Two carriers lead from the batch to `attend`, and both are needed:
 
 * The mask slot is a tensor that Transformers hands to every layer. It survives gradient checkpointing: there a layer
   runs again in the backward pass, when its forward has left the stack.
@@ -172,8 +175,12 @@ def _end_interrupted() -> None:
 
     The compiler calls it while it traces, and a graph that was traced without a call does not run where there is one.
     """
-    if not _here.calls:
-        return
+    innermost = next((call.frame for call in reversed(_here.calls) if call.frame is not None), None)
+    frame = inspect.currentframe()
+    while frame is not None and frame is not innermost:
+        frame = frame.f_back
+    if frame is not None or innermost is None:
+        return  # a call was pushed while those around it ran, so these still run
     running, frame = set(), inspect.currentframe()
     while frame is not None:
         running.add(frame)

@@ -19,10 +19,9 @@ from hf_masking import (
     patched,
     unpatch_model,
 )
-from hf_masking.modeling import is_learned
+from hf_masking.modeling import is_learned, running
 from hf_masking.modeling.caching import eviction
 from hf_masking.modeling.caching.buffer import ColumnBuffer
-from hf_masking.modeling.features import current_features
 
 from ..attention.problems import LargestTensor
 from .families import CONFIGS, build
@@ -276,7 +275,7 @@ def test_nothing_is_left_behind_by_a_call_that_fails(monkeypatch):
         broken.setattr("hf_masking.modeling.forward.interface.masked_attention", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(tokens(1, 9))
-    assert current_features() == ()
+    assert running.current() is None
 
 
 def test_a_plain_load_says_that_something_is_missing(tmp_path):

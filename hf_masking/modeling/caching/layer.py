@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ...adaptive import Selection
 from .. import running
-from ..features import key_features
+from ..features import of_keys
 from ..in_graph import EVICTS
 from ..patching.layer_mask import LayerMask
 from ..running import Running
@@ -89,7 +89,7 @@ class MaskedLayer(DynamicLayer):
         call = running.current()
         self._begin(call)
         states = {"keys": key_states, "values": value_states}
-        if (features := key_features()) is not None:
+        if call is not None and (features := of_keys(call.features)) is not None:
             states["features"] = features
         self.buffer.append(states, live=lambda: self._live(call))
         keys, values = self.keys, self.values

@@ -23,7 +23,7 @@ from ..base_model.architecture import positions_of, pretrained
 from ..base_model.modes import evaluating
 from ..caching.eviction import ROLLBACK
 from ..forward.interface import recording
-from ..forward.marks import Asks
+from ..forward.marks import Needs
 from ..patching.record import layer_masks, require_patch
 from .readout import Readout
 from .refusals import reason
@@ -114,8 +114,8 @@ class _Probe:
     def __init__(self, model: PreTrainedModel, lengths: Sequence[int], new_tokens: int) -> None:
         self.model, self.read = model, Readout(model)
         self.texts = [(length, *(1,) * new_tokens) for length in lengths]
-        asks = Asks.of(layer_masks(model))
-        self.marks, self.prompt_is_prefix = asks.spans, asks.prefix_only
+        needs = Needs.of(layer_masks(model))
+        self.marks, self.prompt_is_prefix = needs.spans, needs.prefix_only
 
     @functools.cached_property
     def rounding(self) -> Rounding:

@@ -23,7 +23,7 @@ from ..base_model.architecture import count_layers, positions_of, pretrained
 from ..base_model.modes import evaluating
 from ..base_model.placement import require_weights
 from ..forward.interface import Call, recording
-from ..forward.marks import Asks
+from ..forward.marks import Needs
 from ..patching.config import MaskConfig
 from ..patching.layer_mask import LayerMask, attach, attached
 from ..patching.record import require_patch
@@ -77,7 +77,7 @@ class _Probe:
         self.n_layers = count_layers(config)
         self.read = Readout(model)
         self.tokens = self.read.draw(1, LENGTH, seed=0)
-        self.marks = Asks.of(wanted.masks(self.n_layers)).spans
+        self.marks = Needs.of(wanted.masks(self.n_layers)).spans
         with recording() as calls:
             whole = self.rows(self.tokens, PLAIN)
         if not bool(whole.isfinite().all()):

@@ -13,7 +13,7 @@ from ...plan.documents import PADDING, ids_from_padding, ids_from_position_ids, 
 from ..batch import Batch
 from ..caching.record import record_of
 from ..in_graph import holds, refuse_if
-from .marks import Asks, check_ids, read_spans, refuse_spans
+from .marks import Needs, check_ids, read_spans, refuse_spans
 from .mask_slot import is_slot
 
 # The arguments by which FlashAttention knows the documents of a flattened batch; its collators pass all of them.
@@ -21,13 +21,13 @@ _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", 
 OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that the model does not know
 
 
-def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, caches: bool, **beside: Any) -> Batch:
+def read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, *, caches: bool, **beside: Any) -> Batch:
     """Return the batch of a forward.
 
     Parameters:
         arguments: those of the forward, by name.
         cache: the cache, if its layers are `MaskedLayer`s.
-        asks: what the model's masks need to know about a batch.
+        needs: what the model's masks need to know about a batch.
         caches: the forward fills a cache of any kind.
         beside: the fields of a `Batch` that are not about its tokens.
     """
@@ -36,12 +36,12 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, *, cache
     # If they start a new document, the cache holds packed documents.
     restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
     flattened = any(arguments.get(name) is not None for name in _FLATTENED)
-    if torch.compiler.is_compiling() and (asks.spans or restarts or flattened):
-        return _read_outside(arguments, cache, asks, beside)
-    return _read(arguments, cache, asks, beside)
+    if torch.compiler.is_compiling() and (needs.spans or restarts or flattened):
+        return _read_outside(arguments, cache, needs, beside)
+    return _read(arguments, cache, needs, beside)
 
 
-def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside: dict[str, Any]) -> Batch:
+def _read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, beside: dict[str, Any]) -> Batch:
     attention_mask, given = arguments.get("attention_mask"), arguments.get("past_key_values")
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
@@ -66,8 +66,8 @@ def _read(arguments: Mapping[str, Any], cache: Cache | None, asks: Asks, beside:
     elif real is not None:
         ids = torch.where(real, ids, PADDING)
     spans = None
-    if asks.spans:
-        spans = read_spans(arguments, asks, real, packed, (rows, seen, new))
+    if needs.spans:
+        spans = read_spans(arguments, needs, real, packed, (rows, seen, new))
     else:
         refuse_spans(arguments)
     ids, spans = _one_if_alike(ids), _one_if_alike(spans)

@@ -12,58 +12,55 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .. import running
+from ..batch import Batch
 from ..caching.adopt import adopt, new_cache, self_attention_cache
 from ..caching.record import record_of
 from ..patching.config import KEY
 from .arguments import OWN, read
 from .generation import GenerationState, generation_state
 from .interface import HARMLESS
-from .marks import Asks
+from .marks import Needs
 
 
 def enter(
-    module: PreTrainedModel,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    names: Sequence[str],
-    lookahead: int,
-    asks: Asks,
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, names: Sequence[str], needs: Needs
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: read the batch, adopt the cache, and take out the arguments that the model does not know.
 
     Parameters:
         names: of the parameters of the module's forward, in order.
-        lookahead: the greatest one of the model's masks, outside marked spans.
-        asks: what the masks need to know about a batch.
+        needs: what the masks need to know about a batch.
     """
     outer = running.around(module)
     arguments = dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs
     _refuse_encoder_states(module, arguments)
     # Torch calls this hook from the frame that then runs the module.
     frame = None if torch.compiler.is_compiling() else getattr(inspect.currentframe(), "f_back", None)
-    if outer is None:
-        _refuse_another_implementation(module)
-        kwargs = {name: value for name, value in kwargs.items() if name not in OWN}
-        _refuse_generation(arguments, lookahead)
-        cache = _cache(module, arguments, asks)
-        held = self_attention_cache(cache)
-        adopted = held if held is not None and adopt(held, module, asks.content) else None
-        beside = {
-            "attentions": _wants_attentions(module, arguments),
-            "for_loss": _for_loss(module, names, kwargs),
-        }
-        running.push(module, read(arguments, adopted, asks, caches=cache is not None, **beside), frame)
-        if cache is not arguments.get("past_key_values"):
-            place = names.index("past_key_values")
-            if place < len(args):
-                args = (*args[:place], cache, *args[place + 1 :])
-            else:
-                kwargs["past_key_values"] = cache
-    else:
-        kwargs = {name: value for name, value in kwargs.items() if name not in outer.batch.for_loss}
+    if outer is not None:
         running.push_inner(outer, module, (), frame)
+        return args, {name: value for name, value in kwargs.items() if name not in outer.batch.for_loss}
+    _refuse_another_implementation(module)
+    _refuse_generation(arguments, needs.lookahead)
+    kwargs = {name: value for name, value in kwargs.items() if name not in OWN}
+    cache = _cache(module, arguments, needs)
+    running.push(module, _read(module, arguments, cache, needs, for_loss=_for_loss(module, names, kwargs)), frame)
+    if cache is not arguments.get("past_key_values"):
+        place = names.index("past_key_values")
+        if place < len(args):
+            args = (*args[:place], cache, *args[place + 1 :])
+        else:
+            kwargs["past_key_values"] = cache
     return args, kwargs
+
+
+def _read(
+    module: PreTrainedModel, arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, for_loss: frozenset[str]
+) -> Batch:
+    """Return the batch of a forward, whose cache is adopted."""
+    held = self_attention_cache(cache)
+    adopted = held if held is not None and adopt(held, module, needs.adaptive) else None
+    attentions = _wants_attentions(module, arguments)
+    return read(arguments, adopted, needs, caches=cache is not None, attentions=attentions, for_loss=for_loss)
 
 
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -80,7 +77,7 @@ def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
                 record.packed = left.packed
 
 
-def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) -> Cache | None:
+def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs) -> Cache | None:
     """Return the cache that was given, or the one that the model would make itself."""
     cache, use_cache = arguments.get("past_key_values"), arguments.get("use_cache")
     if cache is not None:
@@ -89,7 +86,7 @@ def _cache(module: PreTrainedModel, arguments: Mapping[str, Any], asks: Asks) ->
     if not use_cache:
         return None
     checkpoints = module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-    return None if checkpoints else new_cache(module, asks.content)
+    return None if checkpoints else new_cache(module, needs.adaptive)
 
 
 def _wants_attentions(module: PreTrainedModel, arguments: Mapping[str, Any]) -> bool:

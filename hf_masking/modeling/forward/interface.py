@@ -20,10 +20,11 @@ from ...plan import Documents
 from .. import running
 from ..caching.adopt import layer_of
 from ..caching.layer import MaskedLayer
-from ..features import current_features, with_keys
+from ..features import with_keys
 from ..in_graph import ADAPTS, EVICTS
 from ..patching.config import KEY
 from ..patching.layer_mask import LayerMask, attached, is_cross_attention
+from ..running import Running
 from . import mask_slot
 
 logger = logging.getLogger("hf_masking")
@@ -113,18 +114,19 @@ def _attend(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     mask = layer_mask.under(sliding_window)
-    cached = _cache_layer(module)
+    call = running.current()
+    cached = _cache_layer(module, call)
     if cached is not None:
         cached.eviction.require(layer_mask, sliding_window)
-    features = _features(mask, cached, query.shape[2], key.shape[2])
-    summaries = _summaries(mask, cached, query.shape[2])
-    documents = _documents(module, slot, cached, query.shape[2], key.shape[2])
+    features = _features(mask, call, cached, query.shape[2], key.shape[2])
+    summaries = _summaries(mask, call, cached, query.shape[2])
+    documents = _documents(module, slot, call, cached, query.shape[2], key.shape[2])
     if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
         calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
     described: dict[str, Any] = options | {"features": features}
     probabilities = None
-    if _wants_attentions(slot):
+    if mask_slot.wants_attentions(slot) or (call is not None and call.batch.attentions):
         warn_of_dense_attention_once()
         output, probabilities = attention_with_probabilities(query, key, value, mask, documents, **described)
         probabilities = probabilities if cached is None else cached.over_all_columns(probabilities)
@@ -145,9 +147,9 @@ def _attend_compiled(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     name = _name_of(layer_mask, sliding_window)
-    batch = running.current_batch()
-    asked = running.observer(_CALLS) is not None or (batch is not None and batch.attentions)
-    if name is None or _cache_layer(module) is not None or asked:
+    call = running.current()
+    asked = running.observer(_CALLS) is not None or (call is not None and call.batch.attentions)
+    if name is None or _cache_layer(module, call) is not None or asked:
         return _attend_outside(module, query, key, value, slot, layer_mask, sliding_window, options)
     if slot is None or not mask_slot.is_slot(slot, query.shape[2] + key.shape[2]):
         raise _without_positions(module, slot, query.shape[2], key.shape[2])
@@ -163,11 +165,6 @@ def _name_of(layer_mask: LayerMask, sliding_window: int | None) -> str | None:
     return name_of(layer_mask.under(sliding_window))
 
 
-def _wants_attentions(slot: Tensor | None) -> bool:
-    batch = running.current_batch()
-    return mask_slot.wants_attentions(slot) or (batch is not None and batch.attentions)
-
-
 @functools.lru_cache
 def warn_of_dense_attention_once() -> None:
     logger.warning(
@@ -176,14 +173,15 @@ def warn_of_dense_attention_once() -> None:
     )
 
 
-def _cache_layer(module: nn.Module) -> MaskedLayer | None:
-    batch = running.current_batch()
-    return None if batch is None else layer_of(batch.cache, module)
+def _cache_layer(module: nn.Module, call: Running | None) -> MaskedLayer | None:
+    return None if call is None else layer_of(call.batch.cache, module)
 
 
-def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, n_keys: int) -> tuple[Features, ...]:
+def _features(
+    mask: MaskExpression, call: Running | None, cached: MaskedLayer | None, n_queries: int, n_keys: int
+) -> tuple[Features, ...]:
     """Return the features of each weighting for all queries and keys, those of cached keys included."""
-    features = current_features() if mask.weightings else ()
+    features = call.features if call is not None and mask.weightings else ()
     if all(one.key is None for one in features) or n_queries == n_keys:
         return features
     if cached is None or cached.features is None or cached.features.shape[2] != n_keys:
@@ -193,21 +191,24 @@ def _features(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int, 
     return with_keys(features, cached.features)
 
 
-def _summaries(mask: MaskExpression, cached: MaskedLayer | None, n_queries: int) -> Tensor | None:
-    """Return what the cache keeps of completed blocks of keys, for a selection in a decode step."""
-    call = running.current()
+def _summaries(mask: MaskExpression, call: Running | None, cached: MaskedLayer | None, n_queries: int) -> Tensor | None:
+    """Return the cached summaries of complete blocks of keys, for a selection in a decode step."""
     if mask.selection is None or n_queries > 1 or cached is None or call is None or call.batch.packed:
         return None
     return cached.block_summaries(mask.selection, call)
 
 
 def _documents(
-    module: nn.Module, slot: Tensor | None, cached: MaskedLayer | None, n_queries: int, n_keys: int
+    module: nn.Module,
+    slot: Tensor | None,
+    call: Running | None,
+    cached: MaskedLayer | None,
+    n_queries: int,
+    n_keys: int,
 ) -> Documents:
     """Return the documents in the mask slot; where a cache holds earlier keys, those of the keys that it retains."""
     if slot is not None and mask_slot.is_slot(slot, n_queries + n_keys):
         return mask_slot.decode(slot, n_keys)
-    call = running.current()
     described = call is not None and call.batch.new == n_queries and mask_slot.is_slot(slot, n_queries)
     if call is not None and described and cached is not None and len(cached.columns) == n_keys:
         return call.retained(cached.eviction.reads, cached.columns)

@@ -18,25 +18,28 @@ from .generation import GenerationState, candidates, generation_state
 
 
 @dataclass(frozen=True)
-class Asks:
+class Needs:
     """The needs of a model's masks: what they must know about a batch.
 
     spans: which tokens are marked.
     prefix_only: only where a prefix ends, so that in `generate` it can be the prompt.
-    content: its hidden states; a cache stores the features of its keys.
+    adaptive: its hidden states; a cache stores the features of its keys.
+    lookahead: this many tokens after the query, outside marked spans; `generate` has none.
     """
 
     spans: bool
     prefix_only: bool
-    content: bool
+    adaptive: bool
+    lookahead: int
 
     @classmethod
-    def of(cls, masks: Iterable[MaskExpression]) -> Asks:
+    def of(cls, masks: Iterable[MaskExpression]) -> Needs:
         masks = list(masks)
         return cls(
             spans=any(mask.needs for mask in masks),
             prefix_only=all(mask.needs <= {"prefix"} for mask in masks),
-            content=any(mask.is_adaptive for mask in masks),
+            adaptive=any(mask.is_adaptive for mask in masks),
+            lookahead=max((mask.unmarked.union.lookahead for mask in masks), default=0),
         )
 
 
@@ -55,13 +58,13 @@ def refuse_spans(arguments: Mapping[str, Any]) -> None:
 
 
 def read_spans(
-    arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, packed: bool, shape: tuple[int, int, int]
+    arguments: Mapping[str, Any], needs: Needs, real: Tensor | None, packed: bool, shape: tuple[int, int, int]
 ) -> Tensor | None:
     """Return the marked span of each token ``[B or 1, N]``, negative for none; None where nothing is marked.
 
     Parameters:
         arguments: those of the forward, by name.
-        asks: what the masks need to know.
+        needs: what the masks need to know.
         real: ``[B, N]``, False for padding; None where no token is.
         packed: a row may hold several documents.
         shape: rows, cached tokens and new tokens.
@@ -77,7 +80,7 @@ def read_spans(
         if seen:
             # Marked spans came in full with an earlier call.
             return torch.full((1, seen + new), PADDING)
-        lengths, span_ids = _marks_of_cache(arguments, asks, real, rows, new)
+        lengths, span_ids = _marks_of_cache(arguments, needs, real, rows, new)
     if lengths is not None:
         spans = _of_prefixes(lengths, real, rows, new)
     elif span_ids is not None:
@@ -89,7 +92,7 @@ def read_spans(
 
 
 def _marks_of_cache(
-    arguments: Mapping[str, Any], asks: Asks, real: Tensor | None, rows: int, new: int
+    arguments: Mapping[str, Any], needs: Needs, real: Tensor | None, rows: int, new: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return lengths or span ids from the cache; without these, the prompts in the first call of `generate`."""
     lengths, span_ids = None, None
@@ -104,7 +107,7 @@ def _marks_of_cache(
         span_ids = span_ids.repeat_interleave(max(1, rows // max(1, len(span_ids))), dim=0)
         # Assisted decoding appends its first candidates.
         span_ids = pad(span_ids, (0, max(0, new - span_ids.shape[1])), value=PADDING)
-    elif asks.prefix_only:
+    elif needs.prefix_only:
         lengths = _prompts(arguments, real, rows, new)
     return lengths, span_ids
 

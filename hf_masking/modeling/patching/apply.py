@@ -16,7 +16,7 @@ from ...errors import UnsupportedModelError
 from ..base_model.architecture import count_layers, pretrained, shape_of
 from ..base_model.sharing import sharing_weights
 from ..forward import hooks, mask_function  # noqa: F401 (registers the mask function)
-from ..forward.marks import Asks
+from ..forward.marks import Needs
 from . import adapter_configs
 from .config import KEY, MaskConfig, forget, write
 from .layer_mask import LayerMask, attach, detach, is_attention, is_cross_attention
@@ -44,12 +44,11 @@ def apply(model: nn.Module, wanted: MaskConfig, before: Patch | None = None) -> 
     adapter_configs.give(model, patch)
     patch.hooks += adapter_configs.follow(base)
     masks = wanted.masks(count_layers(base.config))
-    lookahead = max(mask.unmarked.union.lookahead for mask in masks)
-    asks = Asks.of(masks)
+    needs = Needs.of(masks)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and _takes_a_batch(module):
             names = tuple(_parameters(module))
-            enter = functools.partial(hooks.enter, names=names, lookahead=lookahead, asks=asks)
+            enter = functools.partial(hooks.enter, names=names, needs=needs)
             patch.hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             patch.hooks.append(module.register_forward_hook(hooks.leave, with_kwargs=True, always_call=True))
 
