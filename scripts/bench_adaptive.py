@@ -1,4 +1,4 @@
-"""Adaptive masks against dense attention: picked blocks, shrunk spans, a decode step.
+"""Benchmark adaptive masks against dense attention: selected blocks, learned spans, a decode step.
 
 python scripts/bench_adaptive.py --output docs/bench_adaptive.json
 """
@@ -33,7 +33,7 @@ IS_CAUSAL = "SDPA is_causal"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Median seconds, the ratio to dense attention in the same rounds, and pairs computed over pairs allowed."""
+    """A measurement: median seconds, speed-up over dense attention, and computed over allowed pairs."""
 
     mask: str
     what: str
@@ -50,7 +50,7 @@ def inputs(queries: int, keys: int, gradients: bool) -> list[Tensor]:
 
 
 def take_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The median seconds of each; a first round, which pays for memory and plans, does not count."""
+    """Return the median seconds of each call; the first round, which allocates memory and plans, does not count."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():
@@ -76,14 +76,14 @@ def forward_and_backward(mask: str, tensors: list[Tensor], features: list[Featur
 
 
 def shrunk(mask: str) -> list[Features]:
-    """Spans of about a tenth of the longest, which differ from head to head."""
+    """Set the spans to about a tenth of the longest, differently in each head."""
     leaf = parse_mask(mask)
     shares = torch.linspace(0.05, 0.15, HEADS)
     return [Features((shares * leaf.max)[None, :, None, None])]  # type: ignore[attr-defined]
 
 
 def computed_over_allowed(mask: str, tensors: list[Tensor], features: list[Features]) -> float:
-    """Pairs of tokens that are computed, over those that have a weight."""
+    """Return the computed pairs over the pairs that have a weight."""
     length = tensors[0].shape[2]
     (segment,) = Documents.single(length, length).segments
     read = tuple(Features(one.query[0], None, one.hard) for one in features)
@@ -118,7 +118,7 @@ def training(masks: list[str], length: int, rounds: int) -> list[Result]:
 
 @torch.inference_mode()
 def decoding(masks: list[str], length: int, rounds: int, steps: int) -> list[Result]:
-    """One query of one layer, with the summaries of blocks that a cache has kept."""
+    """Measure one query of one layer, with the block summaries of a cache."""
     query, key, value = inputs(1, length, False)
 
     def dense() -> None:

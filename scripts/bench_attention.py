@@ -1,4 +1,4 @@
-"""The figures of the README: python scripts/bench_attention.py --preset readme --output docs/bench.json"""
+"""Measure the figures of the README: python scripts/bench_attention.py --preset readme --output docs/bench.json"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Decoding of a GPT-2-small-shaped model under a mask, against its own dynamic and static caches, taking turns.
+"""Benchmark decoding of a model shaped like GPT-2 small: under a mask and with its own caches, interleaved.
 
 python scripts/bench_generation.py --output docs/bench_generation.json
 """
@@ -38,7 +38,7 @@ class Result:
 
 
 def fill(cache: Cache, config: GPT2Config, context: int) -> None:
-    """Random keys and values, as a prompt of that length would leave."""
+    """Fill a cache with random keys and values, as a prompt of that length would."""
     for layer in range(config.n_layer):
         states = [torch.randn(1, config.n_head, context, config.n_embd // config.n_head) for _ in range(2)]
         cache.update(*states, layer)
@@ -75,7 +75,7 @@ def seconds_of_a_step(model: PreTrainedModel, cache: Cache, column: int) -> floa
 
 
 def measure(model: PreTrainedModel, masked: PreTrainedModel, context: int, rounds: int, steps: int) -> list[Result]:
-    """Median time of a step; a round gives each contender some steps."""
+    """Return the median time of a step; each round runs a few steps of each contender."""
     caches = contenders(model, masked, context)
     times: dict[str, list[float]] = {name: [] for name in caches}
     for number in range(rounds):
@@ -103,7 +103,7 @@ def main(
     width: Annotated[int, typer.Option(help="width of the model, a multiple of 64")] = 768,
     output: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
-    """Time of a decoded token, and bytes of the cache, by length of the context."""
+    """Measure the time per decoded token and the bytes of the cache, by context length."""
     silence_libraries()
     contexts = context or [512, 32_768]
     torch.manual_seed(0)

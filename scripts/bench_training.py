@@ -1,4 +1,4 @@
-"""Forward and backward of a GPT-2-small-shaped model: under a mask, on SDPA, and without attention (the ceiling).
+"""Benchmark training of a model shaped like GPT-2 small: under a mask, on SDPA, and without attention (the ceiling).
 
 python scripts/bench_training.py --length 8192 --length 16384 --output docs/bench_training.json
 """
@@ -35,12 +35,12 @@ class Result:
 
 
 def no_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Every token sees itself alone: projections and MLP as they are, attention for nothing."""
+    """Let every token attend to itself only, so that attention costs nothing."""
     return value.transpose(1, 2).contiguous(), None
 
 
 def step(length: int, variant: str, layers: int, width: int, vocabulary: int) -> Result:
-    """One forward and backward with gradient checkpointing, after a short one that warms up."""
+    """Time one forward and backward with gradient checkpointing, after a short warm-up."""
     silence_libraries()
     torch.manual_seed(0)
     implementation = "no_attention" if variant == "no attention" else "sdpa"
@@ -79,7 +79,7 @@ def main(
     vocabulary: Annotated[int, typer.Option(help="size of the vocabulary")] = 50257,
     output: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
-    """Tokens/s of a training step, gradient checkpointing in all."""
+    """Measure the tokens/s of a training step with gradient checkpointing."""
     results = []
     for tokens in length or [1024]:
         for variant in VARIANTS:

@@ -1,4 +1,4 @@
-"""Draws the pictures of the catalogue (README.md, docs/masks.md): python scripts/draw_masks.py [folder]"""
+"""Draw the pictures of the catalogue (README.md, docs/masks.md): python scripts/draw_masks.py [folder]"""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CONTENT = {
 
 
 def learn(module: nn.Module) -> None:
-    """Gives a mask's parameters random values: as they start, nothing is left out (and `top_blocks` has none)."""
+    """Give a mask's parameters random values: at the start it leaves nothing out (and `top_blocks` has none)."""
     values = dict(module.named_parameters())
     if "share" in values:
         values["share"].fill_(0.5)  # of the longest span
@@ -60,7 +60,7 @@ def learn(module: nn.Module) -> None:
 
 @torch.no_grad()
 def draw_content(spec: str, path: Path) -> None:
-    """What head 0 of a small random model sees of random tokens."""
+    """Draw the realized mask of head 0 of a small random model on random tokens."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     config = LlamaConfig(**sizes, vocab_size=50, initializer_range=0.3, bos_token_id=None, eos_token_id=None)

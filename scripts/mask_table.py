@@ -1,4 +1,4 @@
-"""Writes the table of docs/masks.md anew, from the masks themselves: python scripts/mask_table.py"""
+"""Rewrite the table of docs/masks.md from the masks themselves: python scripts/mask_table.py"""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def table() -> str:
 
 @functools.cache
 def pairs(mask: MaskExpression) -> float:
-    """What a mask allows of 4,096 tokens, mean over heads; where the content decides, in a small untrained model."""
+    """Return the number of allowed pairs of 4,096 tokens per head; of adaptive masks, in a small untrained model."""
     if not mask.is_adaptive:
         return sum(count_pairs(member, LENGTH) for member in mask.heads) / len(mask.heads)
     torch.manual_seed(0)
@@ -98,14 +98,14 @@ def pairs(mask: MaskExpression) -> float:
 
 
 def _computed(mask: MaskExpression) -> float:
-    """Pairs that the plan computes over those that the mask allows, over all heads."""
+    """Return the computed pairs over the allowed pairs of all heads."""
     lengths = Lengths(0, LENGTH, 0, LENGTH)
     computed = sum(plan_of(member, lengths).touched for member in mask.heads)
     return computed / (pairs(mask) * len(mask.heads))
 
 
 def _tiles(mask: MaskExpression) -> float:
-    """The tiles with a pair in them, mean over heads."""
+    """Return the number of tiles with an allowed pair, averaged over heads."""
     low = torch.arange(0, LENGTH, FLEX_TILE)
     q, k = low[:, None], low[None]
     tiles = [member.tiles(q, q + FLEX_TILE, k, k + FLEX_TILE) for member in mask.heads]

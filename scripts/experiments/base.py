@@ -38,7 +38,7 @@ BASE = Recipe(
 
 
 def texts() -> tuple[Text, Text]:
-    """What is trained on, and what is held out."""
+    """Return the text to train on, and the held-out text."""
     return load_text(STDLIB).split(0.1)
 
 

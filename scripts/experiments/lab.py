@@ -1,6 +1,6 @@
-"""How an experiment is kept and judged: its rows as JSON, a picture, what was expected beside what came out.
+"""Record and judge an experiment: its rows as JSON, a picture, and expectations beside results.
 
-python scripts/experiments/lab.py    # writes the tables of docs/experiments.md anew, from the JSON
+python scripts/experiments/lab.py    # rewrites the tables of docs/experiments.md from the JSON
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True)
 class Claim:
-    """What was expected before the run, in words, and whether the figures say so."""
+    """An expectation from before the run, the result, and whether the expectation holds."""
 
     expected: str
     measured: str
@@ -40,7 +40,7 @@ def run(
     judge: Callable[[list[Row]], list[Claim]],
     draw: Callable[[Any, list[Row]], None],
 ) -> None:
-    """Measures, judges, draws, and keeps all that in docs/experiments; ``--judge`` leaves the measuring out.
+    """Measure, judge and draw, and write all of it to docs/experiments; ``--judge`` skips the measuring.
 
     Parameters:
         script: the experiment's ``__file__``; the JSON and the picture have its name.
@@ -71,19 +71,19 @@ def run(
 
 
 def gains(rows: list[Row], better: str, worse: str, figure: str) -> tuple[float, float]:
-    """By how many per cent a mask's figure lies under another's: the mean over paired seeds, and its standard error."""
+    """Return by how many per cent one mask's figure is lower than another's, paired by seed, and the standard error."""
     by_seed = {mask: {row["seed"]: row[figure] for row in rows if row["mask"] == mask} for mask in (better, worse)}
     each = [100 * (1 - by_seed[better][seed] / value) for seed, value in by_seed[worse].items()]
     return statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5
 
 
 def lower(gain: float, error: float) -> str:
-    """In words, of `gains`."""
+    """Return a gain and its error in words."""
     return f"{abs(gain):.2f}% ± {error:.2f}% {'lower' if gain >= 0 else 'higher'}"
 
 
 def section(path: Path) -> str:
-    """What docs/experiments.md says of a run: its verdicts, its table, its command."""
+    """Return the section of a run for docs/experiments.md: its verdicts, table and command."""
     kept = json.loads(path.read_text())
     table = Grid(list(kept["rows"][0]), [[_cell(value) for value in row.values()] for row in kept["rows"]])
     minutes = kept["seconds"] / 60
@@ -93,7 +93,7 @@ def section(path: Path) -> str:
 
 
 def tables(page: str) -> str:
-    """The page with each section between its marks as the JSON has it."""
+    """Return the page with each section between its marks rewritten from the JSON."""
     for path in sorted((DOCS / "experiments").glob("*.json")):
         mark = path.stem
         before, after = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"

@@ -1,4 +1,4 @@
-"""The training of the small models that learn a task of an experiment."""
+"""Train small models on the task of an experiment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learn(
     weight_decay: float = 0.01,
     clip: float = math.inf,
 ) -> float:
-    """AdamW, one cycle. Returns the mean loss of the last twenty steps.
+    """Train with AdamW and one cycle; return the mean loss of the last twenty steps.
 
     Parameters:
         loss: draws the next batch and gives its loss.

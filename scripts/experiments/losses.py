@@ -1,4 +1,4 @@
-"""Tokens of the texts, and the loss of each under the mask that a model has."""
+"""Tokenize the texts, and score each token under the mask of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_masking.training import Contexts
 
 
 def tokens(to_train_on: int, held_out: int) -> tuple[Tensor, Tensor]:
-    """The first token ids of the text to train on, and of the one that is held out."""
+    """Return the first token ids of the text to train on, and of the held-out text."""
     tokenizer = AutoTokenizer.from_pretrained(base_model())
     train, rest = texts()
     return encode(train, tokenizer, to_train_on)[0], encode(rest, tokenizer, held_out)[0]
@@ -21,7 +21,7 @@ def tokens(to_train_on: int, held_out: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def losses(model: PreTrainedModel, contexts: Contexts) -> Tensor:
-    """In nats ``[n, context]``: the first is of the token behind the first one."""
+    """Return the losses in nats ``[n, context]``; the first is that of the second token."""
     model.eval()
     found = []
     for inputs, labels in zip(contexts.inputs.split(8), contexts.labels.split(8), strict=True):

@@ -1,4 +1,4 @@
-"""The base model fine-tuned under a mask."""
+"""Fine-tune the base model under a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_masking.training import TrainingSettings, finetune
 def tuned(
     mask: str, settings: TrainingSettings, train: Tensor, held_out: Tensor, layers: dict[int, str] | None = None
 ) -> dict[int, float]:
-    """The held-out loss in nats a token by steps of fine-tuning; at 0 the mask has just been put into the model."""
+    """Return the held-out loss in nats per token by steps of fine-tuning; at 0 the model has just been patched."""
     model = patch_model(load(str(base_model())), mask, layers=layers)
     trained = finetune(model, train, held_out, settings)
     return {step: math.log(found) for step, found in trained.evaluations.items()}
