@@ -65,7 +65,7 @@ def draw_content(spec: str, path: Path) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     config = LlamaConfig(**sizes, vocab_size=50, initializer_range=0.3, bos_token_id=None, eos_token_id=None)
     model = patch_model(AutoModelForCausalLM.from_config(config).eval(), spec)
-    for module in model.model.layers[0].self_attn._modules.get("hf_masking", nn.ModuleDict()).values():
+    for module in model.model.layers[0].self_attn.hf_masking.children():
         learn(module)
     (weights,) = effective_weights(model, input_ids=torch.randint(50, (1, LENGTH)), use_cache=False)
     draw_weights_png(weights[0, 0], spec, path)
