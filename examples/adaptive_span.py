@@ -1,9 +1,9 @@
-"""Heads that learn how far they look: a model is trained with a price on its spans.
+"""Train heads that learn how far they look, with a penalty on their spans.
 
-Each token of the text is, nine times in ten, the one that stood 20 tokens before it: to know that, one head has to look
-20 tokens back, and no head has to look further. All start with spans as long as the context.
+With probability 0.9 a token of the text repeats the one 20 tokens before it. To predict it, one head has to look back
+20 tokens, and none has to look further. All heads start with spans as long as the context.
 
-python examples/adaptive_span.py [steps]    # the 600 by default take some minutes
+python examples/adaptive_span.py [steps]    # the 600 by default take a few minutes
 """
 
 import sys
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTra
 from hf_masking import mask_penalties, patch_model
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
-TOKENS, PERIOD, LENGTH, BATCH, PRICE = 32, 20, 256, 8, 0.3
+TOKENS, PERIOD, LENGTH, BATCH, PENALTY = 32, 20, 256, 8, 0.3
 
 
 def batch(draw: torch.Generator) -> torch.Tensor:
@@ -26,7 +26,7 @@ def batch(draw: torch.Generator) -> torch.Tensor:
 
 
 def spans(model: PreTrainedModel) -> list[list[int]]:
-    """The span of each head, layer by layer."""
+    """Return the span of each head, by layer."""
     shares = [share for name, share in model.named_parameters() if name.endswith("hf_masking.adaptive_span.share")]
     return [(share.clamp(0, 1) * LENGTH).round().int().tolist() for share in shares]
 
@@ -48,7 +48,7 @@ for step in range(STEPS):
     tokens = batch(draw)
     with mask_penalties() as penalties:
         loss = model(tokens, labels=tokens, use_cache=False).loss
-    (loss + PRICE * torch.stack(penalties).mean()).backward()
+    (loss + PENALTY * torch.stack(penalties).mean()).backward()
     optimizer.step()
     optimizer.zero_grad()
     if (step + 1) % 100 == 0:
@@ -59,4 +59,4 @@ prompt = batch(draw)[:1, :200]
 model.eval().generate(
     prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, max_new_tokens=50, do_sample=False
 )
-print("keys that the cache keeps of 249:", [len(layer.columns) for layer in cache.layers])
+print("keys that the cache retains of 249:", [len(layer.columns) for layer in cache.layers])

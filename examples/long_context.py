@@ -1,4 +1,4 @@
-"""One training step over 131,072 tokens on a CPU: forward, backward and optimizer, and what dense attention would need.
+"""Do one training step over 131,072 tokens on a CPU, and print what dense attention would need.
 
 python examples/long_context.py [LENGTH]
 """
@@ -24,7 +24,7 @@ def chunk_loss(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tenso
 
 
 def loss_in_chunks(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean loss; logits of the whole text would take LENGTH x vocabulary numbers, and are made again in chunks."""
+    """Return the mean loss. Logits are computed chunk by chunk, and again in the backward pass, to save memory."""
     hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[0, :-1]
     pairs = zip(hidden.split(CHUNK), tokens[0, 1:].split(CHUNK), strict=True)
     losses = [checkpoint(chunk_loss, model.lm_head, h, t, use_reentrant=False) for h, t in pairs]

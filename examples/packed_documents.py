@@ -1,4 +1,4 @@
-"""Several documents in one row: each is attended to as if it were alone, in training too.
+"""Pack several documents into one row: each is computed as if it were alone, in training too.
 
 python examples/packed_documents.py
 """
@@ -24,7 +24,7 @@ model = patch_model(AutoModelForCausalLM.from_config(config), "window:4|sinks:1"
 
 documents = [torch.randint(100, (1, length)) for length in (7, 12, 5)]
 packed = torch.cat(documents, dim=1)
-# Position ids that start anew say where documents start; document_ids= says it outright.
+# Documents start where position ids restart; document_ids= marks them explicitly.
 position_ids = torch.cat([torch.arange(document.shape[1]) for document in documents])[None]
 
 together = model(packed, position_ids=position_ids).logits

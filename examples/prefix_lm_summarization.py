@@ -1,12 +1,11 @@
-"""Which meaning is the most frequent in a text whose key comes last? Causal against prefix.
+"""Compare a prefix LM with a causal LM on a task that needs both directions: the key of a text follows the text.
 
-A text is written in code words, and the key, what each of them means in this text, stands behind it. The summary is the
-meaning that occurs most often. Under `prefix|causal` every word of the text sees the key when it is read, so that the
-answer only has to look at what all of them mean. Under `causal` the words have been read before the key, and what many
-words mean is to be found out in the one place where the answer is written. Both models start with the same weights and
-see the same texts.
+A text consists of code words. The key after it gives the meaning of each word in this text, and the answer is the
+meaning that occurs most often. Under `prefix|causal` every word attends to the key, so the answer only has to count
+meanings. Under `causal` the words come before the key, and the one token that answers has to decode all of them. Both
+models start with the same weights and see the same texts.
 
-python examples/prefix_lm_summarization.py [steps]    # the 1,000 by default take some minutes
+python examples/prefix_lm_summarization.py [steps]    # the 1,000 by default take a few minutes
 """
 
 import sys
@@ -25,7 +24,7 @@ ASK, CODE, ENTRY, MEANING = 0, 1, 1 + CODES, 1 + CODES + CODES * MEANINGS
 
 
 def batch(draw: torch.Generator) -> tuple[torch.Tensor, list[int]]:
-    """Texts with their answers [B, N], and where the prompts end."""
+    """Return texts with their answers [B, N], and the lengths of the prompts."""
     text = torch.randint(CODES, (BATCH, WORDS), generator=draw)
     meanings = torch.randint(MEANINGS, (BATCH, CODES), generator=draw)
     order = torch.rand(BATCH, CODES, generator=draw).argsort(1)
@@ -54,7 +53,7 @@ def train(model: torch.nn.Module, takes_prefix: bool) -> float:
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel) -> float:
-    """The share of texts for which `generate` writes the right answer; there the prompt is the prefix."""
+    """Return the share of texts for which `generate` writes the right answer; the prompt is the prefix."""
     draw, right = torch.Generator().manual_seed(2), 0.0
     for _ in range(8):
         tokens, (length, *_) = batch(draw)

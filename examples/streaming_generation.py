@@ -1,9 +1,9 @@
-"""A text without end: 100,000 tokens with constant memory and flat time per token (some minutes; or give a number).
+"""Generate 100,000 tokens in constant memory, at a constant time per token.
 
-The keys keep their true positions, and every token is exactly what recomputation under the mask would give. The model
-does not see further for it: its context is what the mask reaches, a window and the first tokens.
+Keys keep their true positions, and every token is exactly what recomputation under the mask would give. This does not
+extend what the model can see; the mask still bounds that: a window and the first tokens.
 
-python examples/streaming_generation.py [tokens]
+python examples/streaming_generation.py [tokens]    # the 100,000 by default take a few minutes
 """
 
 import resource
@@ -28,7 +28,7 @@ model = patch_model(AutoModelForCausalLM.from_config(config).eval(), "window:256
 
 
 def stream(prompt: torch.Tensor, cache: DynamicCache) -> Iterator[int]:
-    """Yields token after token; `generate(..., streamer=...)` does it too, and keeps the whole text."""
+    """Yield one token after another; `generate(..., streamer=...)` does it too, but keeps the whole text."""
     tokens = prompt
     while True:
         logits = model(tokens, past_key_values=cache).logits[:, -1]
@@ -37,7 +37,7 @@ def stream(prompt: torch.Tensor, cache: DynamicCache) -> Iterator[int]:
 
 
 def resident_kib() -> int:
-    """What the process holds now, where the system says so; else the most that it has held."""
+    """Return the resident memory of the process; where the system does not report it, the peak."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize() // 1024
@@ -48,7 +48,7 @@ def resident_kib() -> int:
 cache = DynamicCache()
 with torch.inference_mode():
     written = stream(torch.randint(256, (1, 16)), cache)
-    for _ in range(1000):  # until the window is full and all is warm
+    for _ in range(1000):  # until the window is full and everything is warm
         next(written)
     before = resident_kib()
     for _ in range(PARTS):
@@ -57,7 +57,7 @@ with torch.inference_mode():
             next(written)
         milliseconds = (time.perf_counter() - started) / (TOKENS // PARTS) * 1000
         print(
-            f"{cache.get_seq_length():>8,} tokens: {milliseconds:.2f} ms a token, "
-            f"{len(cache.layers[0].columns)} keys kept, {resident_kib() - before:+,} KiB since the start",
+            f"{cache.get_seq_length():>8,} tokens: {milliseconds:.2f} ms per token, "
+            f"{len(cache.layers[0].columns)} keys retained, {resident_kib() - before:+,} KiB since the start",
             flush=True,
         )

@@ -1,8 +1,8 @@
-"""Associative recall at an eighth of the keys: what a query may see decides whether it finds what it looks for.
+"""Compare masks on associative recall at an eighth of the keys, without training under the mask.
 
-A text binds values to keys, and then asks for the value of each key, in another order. A model learns that under full
-attention. Then it answers under masks that let each query see 16 of 128 keys, without any further training: the last
-16, the first 4 and the last 12, or 3 blocks of 4 that the query chooses by content, besides its own.
+A text binds values to keys, and then asks for the value of each key, in another order. A model learns the task under
+full attention. Then it answers under masks that let each query see 16 of 128 keys: the last 16, the first 4 and the last
+12, or its own block of 4 and 3 more that it selects by content.
 
 python examples/top_blocks_recall.py [steps]    # the 600 by default take a minute or two
 """
@@ -27,7 +27,7 @@ MASKS = {
 
 
 def batch(draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bindings (a token for each key and value) and questions [B, 2 * KEYS], the answers, and how far back they are."""
+    """Return bindings (one token per key and value) and questions [B, 2 * KEYS], the answers, and their distances."""
     keys, order = (torch.rand(BATCH, KEYS, generator=draw).argsort(1) for _ in range(2))
     values = torch.randint(VALUES, keys.shape, generator=draw)
     tokens = torch.cat([keys * VALUES + values, keys.gather(1, order) + KEYS * VALUES], dim=1)
@@ -35,7 +35,7 @@ def batch(draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def answers(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The scores of the values at each question [B, KEYS, VALUES]."""
+    """Return the scores of the values at each question [B, KEYS, VALUES]."""
     return model(tokens, use_cache=False).logits[:, KEYS:, :VALUES]
 
 
@@ -54,7 +54,7 @@ def train(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module) -> float:
-    """The share of right answers, of those that are further back than the window reaches."""
+    """Return the accuracy on bindings that are further back than the window reaches."""
     draw, correct, asked = torch.Generator().manual_seed(2), 0, 0
     for _ in range(10):
         tokens, right, distance = batch(draw)

@@ -1,4 +1,4 @@
-"""Patch a model and look at what each layer really lets each token see, left padding included.
+"""Show what each layer of a patched model lets each token see, with left padding and the model's own window.
 
 python examples/what_a_token_sees.py
 """
