@@ -1,8 +1,8 @@
 """Compare masks on associative recall at an eighth of the keys, without training under the mask.
 
 A text binds values to keys, and then asks for the value of each key, in another order. A model learns the task under
-full attention. Then it answers under masks that let each query see 16 of 128 keys: the last 16, the first 4 and the last
-12, or its own block of 4 and 3 more that it selects by content.
+full attention. Then it answers under masks that let each query see 16 of 128 keys: the last 16, the first 4 and the
+last 12, or its own block of 4 and 3 more that it selects by content.
 
 python examples/top_blocks_recall.py [steps]    # the 600 by default take a minute or two
 """
