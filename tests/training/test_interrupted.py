@@ -152,7 +152,7 @@ def test_the_command_says_how_it_goes_on(run, model_folder, text_file, tmp_path,
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_other_commands_say_one_line(run, model_folder, text_file, monkeypatch, number):
-    monkeypatch.setattr("hf_masking.cli.eval.load_tokenizer", lambda name: signal.raise_signal(number))
+    monkeypatch.setattr("hf_masking.cli.eval.load_tokenizer", lambda name, **where: signal.raise_signal(number))
     code, out, err = run("eval", model_folder, "--data", text_file)
     assert (code, out, err) == (128 + number, "", "interrupted\n")
 
