@@ -65,7 +65,7 @@ class Inputs:
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors)
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """The same with query, key and value in another precision."""
+        """Return the same with query, key and value in another precision."""
         if all(x.dtype == dtype for x in self.tensors):
             return self
         query, key, value = (x.to(dtype) for x in self.tensors)

@@ -146,7 +146,7 @@ def as_numbers(options: Options) -> list[float]:
 
 
 def _known(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """The same for the type checker, which does not know which of them may be None."""
+    """Return the same, untyped: the type checker cannot know which of them may be None."""
     return tuple(tensors)
 
 

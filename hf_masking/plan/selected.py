@@ -59,8 +59,8 @@ def selected(
     """Return for each key head the blocks that the queries of a document pick, without their own; None for no blocks.
 
     Parameters:
-        queries: ``[Hkv, g, m, D]``, the g query heads of each key head.
-        keys: ``[Hkv, n, D]``.
+        queries: ``[G, H/G, N, D]``, the g query heads of each key head.
+        keys: ``[G, M, D]``.
         guard: the pairs that may be seen; None for every one.
 
     Raises:
