@@ -58,7 +58,7 @@ def test_a_tokenizer_that_encodes_nothing_is_named(run, damaged, text_file, tmp_
         ({"hidden_size": "many"}, "hidden_size"),
         (
             {"hf_masking": {"version": 1, "mask": "window:3", "extra": {}}, "attn_implementation": "hf_masking"},
-            "expected none but version, mask, layers, replace_model_window, got ['extra']",
+            "expected none but version, mask, layers, replace_model_window, backend, got ['extra']",
         ),
     ],
 )
