@@ -68,7 +68,7 @@ def written_into(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a stream, or use it if it is open: opening it again would truncate a file behind it."""
+    """Open a stream, or use it if it is open: opening it again would truncate the file that it writes to."""
     descriptor = _descriptor(path)
     if descriptor in (1, 2):
         stream = sys.stdout if descriptor == 1 else sys.stderr

@@ -25,7 +25,7 @@ from hf_masking.modeling.caching.adopt import adopt
 from hf_masking.modeling.caching.layer import MaskedLayer
 
 MASK = "window:256|sinks:4"
-ROOM = 256  # columns behind the context in which the static cache can decode
+ROOM = 256  # columns after the context, in which the static cache can decode
 
 
 @dataclasses.dataclass(frozen=True)

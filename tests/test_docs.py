@@ -52,7 +52,7 @@ def test_the_table_is_that_of_the_masks():
 
 
 def arguments(mask, letters):
-    """What the letters of a spec stand for in a mask; a lone letter may stand for a whole list."""
+    """Return what the letters of a spec stand for in a mask; a lone letter may stand for a whole list."""
     if isinstance(mask, Spans):
         return {"spans": mask.bounds}
     if isinstance(mask, Offsets):
@@ -75,7 +75,7 @@ def test_the_number_of_pairs_is_what_the_formula_says(name):
 
 
 def anchors(page):
-    """What GitHub makes of the headings of a page."""
+    """Return what GitHub makes of the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""What is written takes the place of files only."""
+"""Writing replaces regular files only."""
 
 import os
 import stat

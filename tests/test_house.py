@@ -12,7 +12,7 @@ FLOORS = ["masks", "adaptive", "spec", "plan", "attention", "modeling", "evaluat
 
 
 def imported(text, folder=()):
-    """What a module in a folder of the package imports, as parts of a dotted name: `("torch", "nn")`."""
+    """Return what a module in a folder of the package imports, as parts of a dotted name: `("torch", "nn")`."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
@@ -36,7 +36,7 @@ def floor_of(name):
 
 
 def points_down(text, folder):
-    """Whether a module in a folder of the package imports nothing from a floor above its own."""
+    """Return whether a module in a folder of the package imports nothing from a floor above its own."""
     floors = [floor_of(name) for name in imported(text, folder)]
     return all(floor is None or floor <= FLOORS.index(folder[0]) for floor in floors)
 
@@ -87,7 +87,7 @@ def circles(graph):
 
 
 def knows_modules(text):
-    """Whether a module uses Transformers, accelerate or `torch.nn`."""
+    """Return whether a module uses Transformers, accelerate or `torch.nn`."""
     names = [*imported(text), *used_of_torch(text)]
     return any(name[0] in {"transformers", "accelerate"} or name[:2] == ("torch", "nn") for name in names)
 

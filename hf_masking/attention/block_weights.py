@@ -31,7 +31,7 @@ class BlockWeights:
 
     @property
     def repeats(self) -> bool:
-        """Whether all tiles of a run have the same weights, which then depend on the distance only.
+        """True if all tiles of a run have the same weights, which then depend on the distance only.
 
         Not where the layout starts with padding: that has no position, so the first tile does not stand for all.
         """

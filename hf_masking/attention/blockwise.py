@@ -31,7 +31,7 @@ _KERNELS: dict[type, ModuleType] = {
 
 
 class Tensors(NamedTuple):
-    """What is differentiated, in one precision: or the gradients of it. One `LeafFeatures` per leaf."""
+    """The tensors that are differentiated, in one precision, or their gradients. One `LeafFeatures` per leaf."""
 
     query: Tensor
     key: Tensor
@@ -52,7 +52,7 @@ class Tensors(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is computed on the tensors. One `Leaf` per `LeafFeatures`."""
+    """The work to do on the tensors. One `Leaf` per `LeafFeatures`."""
 
     tasks: Sequence[Task]
     scoring: Scoring

@@ -1,4 +1,4 @@
-"""What the kernels of the blockwise backend read and update, and how the results of parts are merged."""
+"""The state that the kernels of the blockwise backend read and update, and the merging of parts."""
 
 from __future__ import annotations
 

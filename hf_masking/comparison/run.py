@@ -37,7 +37,7 @@ Pair = tuple[str, int]  # a mask and a seed
 
 @dataclass(frozen=True)
 class Request:
-    """What is compared with what.
+    """The model, the masks, the texts and the settings of a comparison.
 
     model: a hub id or a folder; None for a small model that is trained once and kept.
     source: the name of the text in the report.

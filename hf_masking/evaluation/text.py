@@ -186,7 +186,7 @@ def _refuse_missing(source: str) -> None:
 
 def _read(path: Path) -> str:
     mode = path.stat().st_mode
-    # A terminal ends when its user says so; other devices, such as /dev/zero, may never end.
+    # A terminal ends when its user ends it; other devices, such as /dev/zero, may never end.
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not _is_terminal(path)):
         raise ValueError(f"{path} is a device; name a text file or a pipe")
     try:

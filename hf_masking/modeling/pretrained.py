@@ -80,7 +80,7 @@ def base_model_of(path: str | PathLike[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says of itself, without its weights.
+    """The description of a checkpoint, without its weights.
 
     base: the base model of an adapter; None for a model.
     config: the config of the model.

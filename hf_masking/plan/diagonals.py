@@ -46,7 +46,7 @@ class Diagonals:
 
     @property
     def is_cheapest(self) -> bool:
-        """Whether it is cheaper than any blocks, the smallest of which touch 16 keys per row."""
+        """True if it is cheaper than any blocks, the smallest of which touch 16 keys per row."""
         return len(self.diagonals) <= 2
 
     @property

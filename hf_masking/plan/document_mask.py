@@ -31,7 +31,7 @@ class DocumentMask:
 
     @functools.cached_property
     def is_causal(self) -> bool:
-        """Whether it is the whole of causal at these lengths."""
+        """True if it is the whole of causal at these lengths."""
         return is_causal(self.mask, self.lengths)
 
 

@@ -103,7 +103,7 @@ class Documents:
 
     @property
     def alike(self) -> bool:
-        """Whether the first row stands for all."""
+        """True if the first row stands for all."""
         return self.query_positions.shape[0] == 1
 
     @functools.cached_property

@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def copies_keys(self) -> bool:
-        """Whether `keys` copies instead of returning a view."""
+        """True if `keys` copies instead of returning a view."""
         return self.columns is not None or self.key_padding != (0, 0)
 
     def write_queries(self, x: Tensor, classes: Tensor) -> None:

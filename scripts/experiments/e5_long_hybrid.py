@@ -45,7 +45,7 @@ DISTANCES = (1, 256, 1024, 8192, 65_536)
 
 
 def texts(length: int, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens ``[count, length]`` with a fact and questions behind it, its value, and where it stands ``[count]``."""
+    """Tokens ``[count, length]`` with a fact and questions after it, its value, and where it stands ``[count]``."""
     tokens = torch.randint(FILLER, (count, length), generator=draw)
     values = torch.randint(VALUES, (count,), generator=draw)
     places = torch.randint(length // 2, (count,), generator=draw)

@@ -47,7 +47,7 @@ def measure() -> Iterator[Row]:
 
 
 def _costs(rows: list[Row]) -> dict[str, list[float]]:
-    """What each mask costs at each point, in nats a token."""
+    """Return what each mask costs at each point, in nats per token."""
     causal = rows[0]
     return {row["mask"]: [row[f"{n:,} steps"] - causal[f"{n:,} steps"] for n in POINTS] for row in rows[1:]}
 

@@ -1,4 +1,4 @@
-"""E7: masks that look at the content against static ones, at equal pairs, on text, on recall and on translation.
+"""E7: adaptive masks against static ones, at equal pairs, on text, on recall and on translation.
 
 Published: selected blocks keep most of dense quality at an eighth to a tenth of the keys where a window fails (Quest,
 arXiv:2406.10774; NSA, arXiv:2502.11089; MoBA, arXiv:2502.13189), on tasks of retrieval above all; on plain text a

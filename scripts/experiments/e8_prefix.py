@@ -1,6 +1,6 @@
 """E8: prefix-LM against causal on a task that needs both directions.
 
-Published (Raffel et al. 2019, T5, arXiv:1910.10683, Table 2): with the same decoder, a prefix that is read both ways
+Published (Raffel et al. 2019, T5, arXiv:1910.10683, Table 2): with the same decoder, a bidirectional prefix
 beats a causal mask on every downstream task. Wang et al. (2022, arXiv:2204.05832) find the same after multitask
 fine-tuning, and the reverse zero-shot after plain pretraining.
 
@@ -65,7 +65,7 @@ def learnt(mask: str, key_first: bool, seed: int) -> PreTrainedModel:
 
 @torch.no_grad()
 def right_answers(model: PreTrainedModel, key_first: bool) -> float:
-    """Of what `generate` writes; there the prompt is the prefix."""
+    """Return the share of right answers in what `generate` writes, where the prompt is the prefix."""
     draw, shares = torch.Generator().manual_seed(1000), []
     for _ in range(16):
         tokens = texts(draw, key_first)

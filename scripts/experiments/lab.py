@@ -78,7 +78,7 @@ def gains(rows: list[Row], better: str, worse: str, figure: str) -> tuple[float,
 
 
 def lower(gain: float, error: float) -> str:
-    """Return a gain and its error in words."""
+    """Return a gain and its error as text."""
     return f"{abs(gain):.2f}% ± {error:.2f}% {'lower' if gain >= 0 else 'higher'}"
 
 

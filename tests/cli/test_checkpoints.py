@@ -1,4 +1,4 @@
-"""What the commands make of a checkpoint: whole, or a message."""
+"""The commands load a whole checkpoint, or name what is wrong with it."""
 
 import json
 import shutil

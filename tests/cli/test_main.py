@@ -1,4 +1,4 @@
-"""What an error looks like, and the exit code."""
+"""The form of an error, and the exit code."""
 
 import os
 import pickle

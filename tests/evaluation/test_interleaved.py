@@ -19,7 +19,7 @@ def models():
 
 
 def watched(models, monkeypatch, fail=None):
-    """Which model scored how many windows, in order; ``fail`` is a model that breaks at its second counted batch."""
+    """Record which model scored how many windows; ``fail`` is a model that breaks at its second counted batch."""
     seen, plain = [], WindowedText.losses
 
     def losses(self, model, batch):

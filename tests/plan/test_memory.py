@@ -1,4 +1,4 @@
-"""What is remembered is bounded by bytes, and is the same for all who ask."""
+"""Remembered results are bounded by bytes, and are the same for every caller."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor

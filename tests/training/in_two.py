@@ -28,7 +28,7 @@ def run(folder, dropout=False, **more):
 
 
 class Messages(logging.Handler):
-    """What is logged here."""
+    """Collect what is logged here."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a kill, a full disk or a careless hand leaves of a run: it is recovered, or named in one sentence."""
+"""A run that a kill, a full disk or a careless user has damaged is recovered, or named in one sentence."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What accelerate is asked for is what runs: precision, trackers, files, and streams that resume."""
+"""The settings of accelerate are what runs: precision, trackers, files, and streams that resume."""
 
 import dataclasses
 import json

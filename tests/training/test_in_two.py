@@ -1,4 +1,4 @@
-"""What two processes must do alike: stop, resume, fall back, refuse."""
+"""Two processes do alike: stop, resume, fall back, refuse."""
 
 import json
 
@@ -10,7 +10,7 @@ from .in_two import run
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What each process has found."""
+    """Return what each process has found."""
     folder = tmp_path_factory.mktemp("two")
     launch("-m", "tests.training.in_two", folder)
     return [json.loads((folder / f"found-{process}.json").read_text()) for process in range(2)]

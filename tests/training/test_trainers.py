@@ -51,7 +51,7 @@ def loss_alone(model, documents):
 
 
 def losses_of_batches(trainer):
-    """What the trainer makes of each batch of its own, and the documents that it holds."""
+    """Record what the trainer makes of each batch of its own, and the documents that it holds."""
     trainer.model.eval()
     batches = list(trainer.get_train_dataloader())
     assert len(batches) > 1
@@ -100,7 +100,7 @@ def test_packed_documents_have_the_loss_of_documents_alone(packing, mask, tmp_pa
 
 
 def test_wrapped_packing_makes_one_text_of_documents(tmp_path):
-    """Which is what TRL means by it: it cuts anywhere, and says nothing of where documents begin."""
+    """TRL means it so: it cuts anywhere, and does not tell where documents begin."""
     model = patched()
     for loss, batch in losses_of_batches(sft(model, tmp_path, packing=True, packing_strategy="wrapped")):
         assert loss == pytest.approx(loss_alone(model, rows(batch)), abs=1e-5)
