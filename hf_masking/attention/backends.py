@@ -44,7 +44,10 @@ def check_backend(name: str) -> None:
 
 
 def takes_gaps(name: str) -> bool:
-    """Return whether a backend, or what ``"auto"`` chooses, computes keys whose positions have gaps."""
+    """Return whether a backend, or what ``"auto"`` chooses, computes keys whose positions have gaps.
+
+    Caches evict only where this is true, so ``auto`` must choose such a backend for scattered keys.
+    """
     return name == "auto" or BACKENDS[name].gaps
 
 

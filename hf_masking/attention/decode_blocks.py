@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..masks import Causal, Mask
 from ..masks.normal_form import NormalForm
 from ..plan import Documents
-from .columns import allowed_columns
 from .inputs import Inputs
+from .needed_keys import needed_keys
 
 
 def can_do(inputs: Inputs) -> bool:
@@ -32,7 +32,7 @@ def attend(inputs: Inputs) -> Tensor:
     assert summaries is not None
     selection = form.selection
     batch, key_heads, count = key.shape[:3]
-    _, fixed, allowed = allowed_columns(_without_choice(form), documents, 0, 1)
+    _, fixed, allowed = needed_keys(_without_choice(form), documents, 0, 1)
     fixed = torch.arange(count, device=key.device) if fixed is None else fixed
 
     positions = documents.query_positions.long()[:, None]

@@ -16,8 +16,8 @@ from ..adaptive import Features
 from ..plan import Documents
 from . import decode_blocks, reference, sdpa
 from .adaptive_reference import log_weights
-from .columns import allowed_columns, few
 from .inputs import Inputs
+from .needed_keys import few, needed_keys
 
 _MOST_PAIRS = 2**22  # of one chunk of queries, so that no mask of all queries x all keys is made
 _MOST_QUERIES = 256  # of one chunk
@@ -79,7 +79,7 @@ def _needed(inputs: Inputs, rows: slice) -> tuple[Documents, Tensor | None, Tens
     """Return documents, columns of keys (None: all), allowed pairs and features for some of the queries."""
     mask, documents = inputs.mask, inputs.documents
     if not mask.is_adaptive:
-        return *allowed_columns(mask, documents, rows.start, rows.stop), ()
+        return *needed_keys(mask, documents, rows.start, rows.stop), ()
     documents = documents.of_queries(rows)
     features = [one.of_queries(rows) for one in inputs.features]
     weights = log_weights(mask, documents, inputs.query[:, :, rows], inputs.key, features)

@@ -59,7 +59,7 @@ class Batch:
         live = (positions >= 0) & (mask.unmarked.union.last_reader(positions) >= next_query)
         return live.any(0).nonzero()[:, 0]
 
-    def describe(self, columns: Tensor) -> Documents:
+    def documents(self, columns: Tensor) -> Documents:
         """Return the documents of the new tokens as queries, and of the tokens in these columns ``[k]`` as keys."""
         new = torch.arange(self.seen, self.seen + self.new, device=columns.device)
         positions = [self.positions(where).int() for where in (new, columns)]

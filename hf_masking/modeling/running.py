@@ -72,9 +72,9 @@ class Running:
         """Return `Batch.readable`, worked out once for all layers of a mask."""
         return self._once(("readable", mask), columns, lambda: self.batch.readable(mask, columns, first))
 
-    def retained(self, mask: MaskExpression | None, columns: Tensor) -> Documents:
-        """Return `Batch.describe`: the same object for all layers of a mask, which then share a plan."""
-        return self._once(("retained", mask), columns, lambda: self.batch.describe(columns))
+    def documents(self, mask: MaskExpression | None, columns: Tensor) -> Documents:
+        """Return `Batch.documents`: the same object for all layers of a mask, which then share a plan."""
+        return self._once(("documents", mask), columns, lambda: self.batch.documents(columns))
 
     def _once(self, key: Hashable, columns: Tensor, make: Callable[[], T]) -> T:
         """Return what was made for the same key and columns, or make it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attention import log_weights
-from ..forward.interface import Call, recording
+from ..forward.interface import RecordedCall, recording
 from ..patching.record import require_patch
 
 
@@ -35,21 +35,21 @@ def effective_weights(model: nn.Module, **batch: Any) -> list[Tensor]:
     return [_weights(call) for call in _calls(model, batch)]
 
 
-def _calls(model: nn.Module, batch: dict[str, Any]) -> list[Call]:
+def _calls(model: nn.Module, batch: dict[str, Any]) -> list[RecordedCall]:
     require_patch(model)
     with torch.no_grad(), recording() as calls:
         model(**batch)
         return sorted(calls, key=lambda call: call.layer)
 
 
-def _seen(call: Call) -> Tensor:
+def _seen(call: RecordedCall) -> Tensor:
     if call.mask.is_adaptive:
         return _weights(call) > 0
     seen = torch.stack([call.documents.allows(mask) for mask in call.mask.heads], dim=1)
     return seen if seen.shape[1] > 1 else seen[:, 0]
 
 
-def _weights(call: Call) -> Tensor:
+def _weights(call: RecordedCall) -> Tensor:
     if not call.mask.is_adaptive:
         return _seen(call).float()
     with torch.no_grad():

@@ -22,7 +22,7 @@ from ...spec import parse_mask
 from ..base_model.architecture import count_layers, positions_of, pretrained
 from ..base_model.modes import evaluating
 from ..base_model.placement import require_weights
-from ..forward.interface import Call, recording
+from ..forward.interface import RecordedCall, recording
 from ..forward.marks import Needs
 from ..patching.config import MaskConfig
 from ..patching.layer_mask import LayerMask, attach, attached
@@ -110,7 +110,7 @@ class _Probe:
         rows = self.rows(changed, layout)
         return distance(rows[1:], rows[:1]).amax(-1).mT.cpu() / self.scale
 
-    def calls(self, layout: Layout = PLAIN) -> list[Call]:
+    def calls(self, layout: Layout = PLAIN) -> list[RecordedCall]:
         """Return one call of each attention, in the order of the layers."""
         with recording() as calls:
             self.rows(self.tokens, layout)
@@ -220,7 +220,7 @@ class _Probe:
         yield f"'{PROBE}'", _masks(self.model, {}, default=PROBE)
 
 
-def _disagreement(call: Call, backend: str, device: torch.device) -> float:
+def _disagreement(call: RecordedCall, backend: str, device: torch.device) -> float:
     """Return the greatest difference between a backend and the reference under a layer's mask and documents."""
     draw = torch.Generator().manual_seed(0)
     # Adaptive masks differ by head; the others are the same for any number of heads.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..forward.interface import Call
+from ..forward.interface import RecordedCall
 from ..patching.apply import unpatched_copy
 from ..patching.record import layer_masks
 from .readout import Readout
@@ -64,7 +64,7 @@ class Rounding:
         return max(found)
 
 
-def precision(model: nn.Module, calls: Sequence[Call]) -> torch.dtype:
+def precision(model: nn.Module, calls: Sequence[RecordedCall]) -> torch.dtype:
     """Return the coarsest dtype of the weights and of attention's inputs, which differ under autocast.
 
     Parameters:

@@ -17,7 +17,7 @@ from ..caching.adopt import adopt, new_cache, self_attention_cache
 from ..caching.record import record_of
 from ..patching.config import KEY
 from .arguments import OWN, read
-from .generation import GenerationState, generation_state
+from .generate_calls import GenerationState, generation_state
 from .interface import HARMLESS
 from .marks import Needs
 

@@ -49,7 +49,7 @@ HARMLESS = {
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """One call of a layer's attention.
 
     own, mask: the layer's mask, and the mask it ran under, which the model's own window may clip.
@@ -68,7 +68,7 @@ class Call:
 
 
 @contextmanager
-def recording() -> Iterator[list[Call]]:
+def recording() -> Iterator[list[RecordedCall]]:
     """Collect every attention call of this thread."""
     with running.observing(_CALLS) as calls:
         yield calls
@@ -123,7 +123,7 @@ def _attend(
     documents = _documents(module, slot, call, cached, query.shape[2], key.shape[2])
     if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
-        calls.append(Call(layer, layer_mask.mask, mask, documents, query, key, value, features))
+        calls.append(RecordedCall(layer, layer_mask.mask, mask, documents, query, key, value, features))
     described: dict[str, Any] = options | {"features": features}
     probabilities = None
     if mask_slot.wants_attentions(slot) or (call is not None and call.batch.attentions):
@@ -211,7 +211,7 @@ def _documents(
         return mask_slot.decode(slot, n_keys)
     described = call is not None and call.batch.new == n_queries and mask_slot.is_slot(slot, n_queries)
     if call is not None and described and cached is not None and len(cached.columns) == n_keys:
-        return call.retained(cached.eviction.reads, cached.columns)
+        return call.documents(cached.eviction.reads, cached.columns)
     raise _without_positions(module, slot, n_queries, n_keys)
 
 

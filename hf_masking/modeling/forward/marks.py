@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from ...masks import MaskExpression
 from ...plan.documents import PADDING, renumbered
 from ..caching.record import record_of
-from .generation import GenerationState, candidates, generation_state
+from .generate_calls import GenerationState, candidates, generation_state
 
 
 @dataclass(frozen=True)

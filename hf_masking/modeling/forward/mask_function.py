@@ -29,7 +29,10 @@ def fill_mask_slot(
     config: PreTrainedConfig | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Return positions and documents of queries and keys in a tensor of O(N), see `mask_slot`."""
+    """Return positions and documents of queries and keys in a tensor of O(N), see `mask_slot`.
+
+    It holds those of the queries only where the layers of the cache know their keys.
+    """
     if kv_offset and getattr(config, KEY, {}).get("replace_model_window"):
         raise ValueError(
             "a static cache keeps no more than the model's own window, which replace_model_window=True sets aside; "
@@ -54,7 +57,7 @@ def _documents(
     batch = running.current_batch() or Batch()
     if batch.cache is not None and batch.seen:
         # Its layers retain different keys, and know which.
-        return batch.describe(torch.arange(0, device=device))
+        return batch.documents(torch.arange(0, device=device))
     ids = batch.ids
     if ids is None and attention_mask is not None and batch.packed is None:
         ids = ids_from_padding(attention_mask)

@@ -97,25 +97,25 @@ def a_hole_starts_a_document(monkeypatch, model):
 
 @fault
 def decoded_queries_one_position_late(monkeypatch, model):
-    honest = batch.Batch.describe
+    honest = batch.Batch.documents
 
-    def describe(self, columns):
+    def documents(self, columns):
         found = honest(self, columns)
         return dataclasses.replace(found, query_positions=found.query_positions - 1)
 
-    monkeypatch.setattr(batch.Batch, "describe", describe)
+    monkeypatch.setattr(batch.Batch, "documents", documents)
 
 
 @fault
 def a_cached_key_is_dropped(monkeypatch, model):
-    honest = batch.Batch.describe
+    honest = batch.Batch.documents
 
     def without_the_first_key(self, columns):
         found = honest(self, columns)
         found.key_ids[:, 2:3] = -2
         return found
 
-    monkeypatch.setattr(batch.Batch, "describe", without_the_first_key)
+    monkeypatch.setattr(batch.Batch, "documents", without_the_first_key)
 
 
 @fault

@@ -13,7 +13,7 @@ from ..plan import Documents
 
 # All layers of a forward that have the same mask ask for the same columns.
 @functools.lru_cache(maxsize=4)
-def allowed_columns(
+def needed_keys(
     mask: MaskExpression, documents: Documents, first: int, stop: int
 ) -> tuple[Documents, Tensor | None, Tensor | None]:
     """Return what the queries from ``first`` to ``stop`` need under a static mask.
