@@ -19,7 +19,7 @@ from .checking.model import check_model
 from .forward.marks import Needs
 from .patching.apply import apply, reapply, unpatch
 from .patching.config import MaskConfig, read
-from .patching.record import find_patch, is_patched, layer_masks
+from .patching.record import find_patch, layer_masks
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +55,7 @@ def patch_model(
         UnsupportedModelError: the model cannot be patched or fails a check; it is restored.
     """
     before, config = find_patch(model), pretrained(model).config
-    carried = read(config)
+    carried = read(config) if before is None else before.config
     wanted = _resolve(model, mask, layers, backend, replace_model_window)
     _patch(model, wanted, check)
     if carried is not None:
@@ -160,8 +160,9 @@ def _resolve(
         raise ValueError("layers= goes with a mask: patch_model(model, 'window:256', layers={0: 'causal'})")
     elif replace_model_window and mask is not None:
         raise ValueError("replace_model_window= goes into the config: MaskConfig(mask, replace_model_window=True)")
-    elif backend is not None:
-        wanted = replace(wanted, backend=backend)
+    else:
+        window = wanted.replace_model_window or replace_model_window
+        wanted = replace(wanted, replace_model_window=window, backend=backend or wanted.backend)
     wanted = wanted.resolved(count_layers(base.config))
     _check_heads(wanted, base.config)
     return wanted
@@ -169,11 +170,12 @@ def _resolve(
 
 def _carried(base: PreTrainedModel) -> MaskConfig:
     """Return the masks in a model's config."""
-    carried = read(base.config)
+    patch = find_patch(base)
+    carried = read(base.config) if patch is None else patch.config
     if carried is None:
         raise ValueError("the model's config carries no mask; say which: patch_model(model, 'window:256|sinks:4')")
     masks = carried.masks(count_layers(base.config))
-    if not is_patched(base) and any(mask.weightings for mask in masks):
+    if patch is None and any(mask.weightings for mask in masks):
         raise ValueError(
             f"the mask that the model's config carries, '{carried.mask}', has learned something, which was not loaded "
             "with it; load with hf_masking.from_pretrained(path), or start anew: patch_model(model, mask)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -101,10 +102,17 @@ class Eviction:
             )
 
     def _require_mask(self, layer_mask: LayerMask) -> None:
-        if layer_mask is not self.layer_mask and layer_mask != self.layer_mask:
+        if layer_mask is self.layer_mask:
+            return
+        if layer_mask != replace(self.layer_mask, backend=layer_mask.backend):
             raise ValueError(
                 f"this cache was filled under '{self.layer_mask.mask}', and the layer's mask is '{layer_mask.mask}' "
-                "now (or another backend runs); start with an empty cache"
+                "now; start with an empty cache"
+            )
+        if self.floor and not takes_gaps(layer_mask.backend):
+            raise ValueError(
+                f"this cache has evicted keys, and backend {layer_mask.backend!r} computes neighbouring keys only; "
+                "start with an empty cache, or use backend='auto'"
             )
 
     def live(self, call: Running, columns: Tensor, seen: int) -> Tensor | None:

@@ -65,7 +65,12 @@ def undo(model: nn.Module) -> None:
         for module, held in patch.configs:
             module.config = held
         for module in list(owner.modules()):
-            detach(module)
+            if (held := detach(module)) is not None and module.layer_idx in patch.learned:
+                # Not as they were attached: PEFT, for one, wraps them.
+                modules = patch.learned[module.layer_idx]
+                modules |= {
+                    one: held.get_submodule(one.name) for one in modules if one.name in dict(held.named_children())
+                }
         delattr(owner, ATTRIBUTE)
 
 
@@ -132,7 +137,8 @@ def _attach(model: nn.Module, patch: Patch, before: Mapping[int, Mapping[Weighti
 def _layer_modules(model: nn.Module) -> list[tuple[nn.Module, int]]:
     """Return the modules of the decoder that attend, with their layers.
 
-    Decoder layers and others in them may know their layer as well: where one is named attention, it is that one.
+    Decoder layers and others in them may know their layer as well: where one is named attention, it is that one. Of two
+    that are nested, as in DBRX, it is the inner one.
     """
     found: dict[int, list[nn.Module]] = {}
     for module in _decoder(model, False):
@@ -142,8 +148,13 @@ def _layer_modules(model: nn.Module) -> list[tuple[nn.Module, int]]:
     return [
         (module, layer)
         for layer, modules in found.items()
-        for module in ([one for one in modules if is_attention(one)] or modules)
+        for module in (_innermost([one for one in modules if is_attention(one)]) or modules)
     ]
+
+
+def _innermost(modules: list[nn.Module]) -> list[nn.Module]:
+    """Return the modules that contain none of the others."""
+    return [one for one in modules if not any(part in modules for part in one.modules() if part is not one)]
 
 
 def _decoder(module: nn.Module, inside: bool) -> Iterator[nn.Module]:

@@ -1,7 +1,7 @@
 """The mask of one layer, and the submodule of an attention module that holds it.
 
-The submodule is all that a patch adds to an attention module. ``print(model)`` shows it, it holds the parameters of
-adaptive masks, and a model without it is the model as it was.
+``print(model)`` shows the submodule, and it holds the parameters of adaptive masks. Beside it a patch adds to an
+attention module only the hooks that compute features of an adaptive mask.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ def attached(module: nn.Module) -> LayerMask | None:
     return held.layer_mask if isinstance(held, AttachedMask) else None
 
 
-def detach(module: nn.Module) -> None:
-    """Remove the mask of an attention module, with its parameters."""
-    if NAME in module._modules:
-        delattr(module, NAME)
+def detach(module: nn.Module) -> AttachedMask | None:
+    """Remove the mask of an attention module, with its parameters, and return it; None if it has none."""
+    held = module._modules.get(NAME)
+    if not isinstance(held, AttachedMask):
+        return None
+    delattr(module, NAME)
+    return held
 
 
 def is_attention(module: nn.Module) -> bool:

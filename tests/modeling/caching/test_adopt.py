@@ -128,3 +128,19 @@ def test_an_unpatched_model_inside_a_patched_forward_has_a_cache_of_its_own():
     student.model.layers[1].register_forward_pre_hook(lambda *_: teacher(tokens(1, 1), past_key_values=held) and None)
     with pytest.raises(ValueError, match="this cache holds 30 tokens read under 'window:4'"):
         student(tokens(1, 30), use_cache=False)
+
+
+def test_another_backend_goes_on_with_a_cache():
+    """It computes the same mask; one that needs neighbouring keys is refused where keys have been evicted."""
+    model, text = patch_model(build("llama"), "window:4|sinks:1", check=False), tokens(1, 140)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        whole = model(text, use_cache=False).logits[:, -1]
+        model(text[:, :110], past_key_values=cache)
+        patch_model(model, "window:4|sinks:1", backend="reference", check=False)
+        for column in range(110, 140):
+            last = model(text[:, column : column + 1], past_key_values=cache).logits[:, -1]
+        torch.testing.assert_close(last, whole)
+        patch_model(model, "window:4|sinks:1", backend="blockwise", check=False)
+        with pytest.raises(ValueError, match="this cache has evicted keys, and backend 'blockwise' computes neighbour"):
+            model(text[:, :1], past_key_values=cache)

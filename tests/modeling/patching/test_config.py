@@ -1,10 +1,13 @@
 """MaskConfig, and the entry of a config.json, which anybody may have written."""
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
 from hf_masking import (
+    Causal,
     MaskConfig,
     Offsets,
     SlidingWindow,
@@ -143,3 +146,22 @@ def test_print_shows_the_mask_of_each_layer():
     assert repr(model).count("(hf_masking): AttachedMask('window:4|sinks:1', backend=reference)") == 1
     assert repr(model).count("(hf_masking): AttachedMask('causal', backend=reference)") == 1
     assert repr(unpatch_model(model)) == plain
+
+
+def test_a_mask_without_a_registered_name_can_be_replaced():
+    @dataclass(frozen=True)
+    class Mine(SlidingWindow):
+        name: ClassVar[str] = "mine"
+
+    model = patch_model(build("llama"), Mine(4), check=False)
+    assert get_mask_config(patch_model(model, "causal", check=False)).mask == Causal()
+    patch_model(model, Mine(4), check=False)
+    assert get_mask_config(patch_model(model, check=False)).mask == Mine(4)
+
+
+def test_the_carried_mask_can_replace_the_models_window():
+    model = patch_model(build("mistral"), "window:9", check=False)
+    patch_model(model, replace_model_window=True, check=False)
+    assert get_mask_config(model).replace_model_window
+    patch_model(model, backend="reference", check=False)
+    assert get_mask_config(model).replace_model_window and get_mask_config(model).backend == "reference"
