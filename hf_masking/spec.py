@@ -46,14 +46,21 @@ def register_mask(pattern: type[Pattern]) -> type[Pattern]:
     """Add a mask of your own to the spec language under its ``name``; usable as a decorator.
 
     Raises:
-        ValueError: the name is not made of lowercase letters and underscores, or another mask has it.
+        ValueError: not a subclass of `Pattern`; the name is not made of lowercase letters and underscores, or another
+            mask has it.
     """
+    if not (isinstance(pattern, type) and issubclass(pattern, Pattern)):
+        raise ValueError(f"a mask to register is a subclass of Pattern, Weighting or Selection, got {pattern!r}")
     name = getattr(pattern, "name", None)
     if not isinstance(name, str) or not re.fullmatch("[a-z_]+", name):
         raise ValueError(f"{pattern.__name__}.name must be made of lowercase letters and underscores, got {name!r}")
-    if name == HeadMasks.name or MASKS.get(name, pattern) is not pattern:
+    known = MASKS.get(name, pattern)
+    # The same class again, as when a cell of a notebook runs twice, takes the place of the earlier one.
+    is_same = (known.__module__, known.__qualname__) == (pattern.__module__, pattern.__qualname__)
+    if name == HeadMasks.name or not is_same:
         raise ValueError(f"a mask named {name!r} is known already; give {pattern.__name__} another name")
     MASKS[name] = pattern
+    _parse.cache_clear()
     return pattern
 
 

@@ -178,6 +178,27 @@ def test_a_mask_of_your_own_has_a_name(monkeypatch):
     assert mask.allows(torch.tensor(9), torch.tensor([3, 4, 6])).tolist() == [True, False, True]
 
 
+def test_a_mask_of_your_own_is_defined_again(monkeypatch):
+    """As in a notebook whose cell runs twice."""
+    monkeypatch.setattr(spec, "MASKS", dict(spec.MASKS))
+
+    def cell():
+        @register_mask
+        @dataclass(frozen=True)
+        class Mine(Strided):
+            name: ClassVar[str] = "mine"
+
+        return Mine
+
+    first, second = cell(), cell()
+    assert type(parse_mask("mine:3")) is second is not first
+
+
+def test_only_patterns_are_registered():
+    with pytest.raises(ValueError, match="a mask to register is a subclass of Pattern, Weighting or Selection, got"):
+        register_mask(type("Mine", (), {"name": "mine"}))
+
+
 @pytest.mark.parametrize("name", ["window", "heads", "Third", "", None, "third1"])
 def test_a_name_that_cannot_be_registered(name):
     pattern = type("Third", (Strided,), {"name": name})

@@ -17,6 +17,7 @@ from .problems import inputs
     ("spec", "documents", "softcap"),
     [
         ("window:20|strided:30", None, None),
+        ("(prefix:17|spans:20,30,40,60|causal)-sinks:2", None, None),
         ("heads[window:9; block_local:8,1|sinks:2]", [[-1] * 5 + [0] * 91, [0] * 40 + [1] * 50 + [-1] * 6], 3.0),
     ],
 )

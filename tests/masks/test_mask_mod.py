@@ -28,6 +28,12 @@ def test_flex_attention_takes_it(spec):
     assert torch.allclose(flex_attention(*tensors, block_mask=blocks)[:, :, seen], expected[:, :, seen])
 
 
+def test_it_takes_index_tensors_that_broadcast():
+    mask = parse_mask("prefix:7|spans:9,12,20,24|window:3")
+    index = torch.arange(24)
+    assert torch.equal(mask.mask_mod()(index, index, index[:, None], index[None]), mask.dense(24))
+
+
 def test_heads_are_told_apart():
     mask = parse_mask("heads[window:3; strided:4]")
     allowed = create_mask(mask.mask_mod(n_heads=4), 1, 4, 16, 16, device="cpu")[0]

@@ -34,9 +34,21 @@ class Bidirectional(Pattern):
         return [Intervals(first, stop)]
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        if q.ndim == 0:
+            return self._allows_pair(q, k)
         edges = self._edges(q)
         span = _span_of(q, *edges)
         return (span >= 0) & (span == _span_of(k, *edges))
+
+    def _allows_pair(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return whether a single query may attend to a key, without tensors of edges.
+
+        FlexAttention's compiler, which traces `allows` for one pair, cannot read such tensors.
+        """
+        allowed = torch.zeros_like(q < k)
+        for start, stop in self._bounds():
+            allowed = allowed | ((q >= start) & (q < stop) & (k >= start) & (k < stop))
+        return allowed
 
     def tiles(self, q_lo: Tensor, q_hi: Tensor, k_lo: Tensor, k_hi: Tensor) -> Tensor:
         starts, stops = self._edges(q_lo)
@@ -62,22 +74,25 @@ class Bidirectional(Pattern):
         starts, stops = self._edges(torch.empty(0, device="cpu"))
         return max((stops - starts - 1).tolist(), default=0)
 
-    def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the starts and stops of the spans that are not empty."""
+    def _bounds(self) -> Bounds:
+        """Return the spans that are not empty; raise a ValueError if only the batch knows them."""
         if self.bounds is None:
             raise ValueError(
                 f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
                 "(in `generate` the prompt is the prefix, or pass past_key_values=cache_with_prefix(model, ...)), or "
                 "write a fixed one such as 'prefix:17'"
             )
-        edges = torch.tensor([span for span in self.bounds if span[0] < span[1]], dtype=torch.long, device=like.device)
+        return tuple(span for span in self.bounds if span[0] < span[1])
+
+    def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the starts and stops of the spans."""
+        edges = torch.tensor(self._bounds(), dtype=torch.long, device=like.device)
         starts, stops = edges.reshape(-1, 2).unbind(-1)
         return starts.contiguous(), stops.contiguous()
 
 
 def _span_of(x: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
     """Return the index of the span that each position is in, -1 for none."""
-    # Both of these read a tensor without dimensions as a number, which a traced graph cannot do.
     span = torch.searchsorted(starts, x.contiguous().view(-1), right=True).view(x.shape) - 1
     return torch.where((span >= 0) & (x < _look_up(stops, span)), span, -1)
 
