@@ -333,3 +333,29 @@ def test_masks_by_head_that_do_not_divide_the_heads_are_refused_at_once():
     with pytest.raises(ValueError, match="gives 3 groups of heads, which do not divide the model's 4 query heads"):
         patch_model(model, "causal", layers={1: "heads[causal; window:2; window:3]"}, check=False)
     assert not layer_masks(model)
+
+
+def restore(model):
+    return unpatch_model(model)
+
+
+def use_another_mask(model):
+    with patched(model, "causal", check=False):
+        pass
+    return model
+
+
+def patch_again(model):
+    return patch_model(model, "causal", check=False)
+
+
+@pytest.mark.parametrize("change", [restore, use_another_mask, patch_again])
+def test_a_config_that_has_changed_under_a_mask_stays_changed(change):
+    config = copy.deepcopy(CONFIGS["llama"])
+    model = patch_model(type(build("llama"))(config), MASK, check=False)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    model.config.use_cache = False
+    change(model)
+    assert (model.config.vocab_size, model.config.use_cache) == (70, False)
+    ids = torch.full((1, 5), 69)
+    assert model(ids, labels=ids).loss.isfinite()

@@ -18,7 +18,7 @@ from ..base_model.sharing import sharing_weights
 from ..forward import hooks, mask_function  # noqa: F401 (registers the mask function)
 from ..forward.marks import Needs
 from . import adapter_configs
-from .config import KEY, MaskConfig, forget, write
+from .config import KEY, MaskConfig, carry_changes, forget, write
 from .layer_mask import LayerMask, attach, detach, is_attention, is_cross_attention
 from .parameters import add_modules
 from .record import ATTRIBUTE, Patch
@@ -54,7 +54,7 @@ def apply(model: nn.Module, wanted: MaskConfig, before: Patch | None = None) -> 
 
 
 def undo(model: nn.Module) -> None:
-    """Remove every patch in a model: configs, hooks and attributes are as before."""
+    """Remove every patch in a model: configs, but for what has changed since, hooks and attributes are as before."""
     for owner in model.modules():
         patch = vars(owner).get(ATTRIBUTE)
         if patch is None:
@@ -63,6 +63,7 @@ def undo(model: nn.Module) -> None:
             hook.remove()
         adapter_configs.take_back(patch)
         for module, held in patch.configs:
+            carry_changes(module.config, held)
             module.config = held
         for module in list(owner.modules()):
             if (held := detach(module)) is not None and module.layer_idx in patch.learned:

@@ -139,6 +139,14 @@ def read_entry(data: Any, n_layers: int) -> MaskConfig:
     return _parse(data, _ENTRY, n_layers)
 
 
+def carry_changes(patched: PreTrainedConfig, original: PreTrainedConfig) -> None:
+    """Copy into the original config what has changed since the patch, such as the size of a resized vocabulary."""
+    for name, value in vars(patched).items():
+        is_ours = name in (KEY, "attn_implementation", "_attn_implementation_internal")
+        if not is_ours and not isinstance(value, PreTrainedConfig) and vars(original).get(name) != value:
+            setattr(original, name, value)
+
+
 def forget(config: PreTrainedConfig) -> None:
     """Remove the masks from a model's config."""
     for name in (KEY, "attn_implementation"):
