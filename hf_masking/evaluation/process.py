@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Run a function of a module in a new process and return its result, or raise its exception.
 
-    What the plugin logs there is logged here. The new process ignores Ctrl-C; it ends when this one is interrupted
-    or exits.
+    What the plugin logs there is logged here; what is printed there goes to standard error. The new process ignores
+    Ctrl-C; it ends when this one is interrupted or exits.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -72,6 +72,9 @@ class _Sender(logging.Handler):
 
 
 def _begin(sender: Connection) -> None:
+    # Standard output may be a JSON report of the parent's, and DeepSpeed's logger writes to it.
+    with suppress(OSError):  # standard error is closed
+        os.dup2(2, 1)
     disable_progress_bar()
     logger = logging.getLogger("hf_masking")
     logger.addHandler(_Sender(sender))

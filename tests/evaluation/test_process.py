@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 
 import pytest
 
@@ -35,3 +36,15 @@ def test_each_process_is_its_own():
     # Ctrl-C is for the process that a user has started, even while the other one is starting.
     assert in_own_process(signal.getsignal, signal.SIGINT) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGINT) == own
+
+
+def write_to_standard_output():
+    sys.stdout.write("from a library\n")
+    sys.stdout.flush()
+    os.write(1, b"from its kernels\n")
+
+
+def test_standard_output_is_left_to_this_process(capfd):
+    in_own_process(write_to_standard_output)
+    out, err = capfd.readouterr()
+    assert out == "" and err == "from a library\nfrom its kernels\n"
