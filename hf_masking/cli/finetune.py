@@ -26,7 +26,7 @@ from ..training import finetune as train
 from ..training.process_group import clean_exit
 from ..training.run_folder import RunFolder
 from .console import check_split, load_data
-from .masking import check_specs, chosen, put_into, what_runs
+from .masking import check_one_mask, check_specs, chosen, put_into, what_runs
 from .options.finetune import FinetuneOptions, HeldOutOptions
 from .terminal import Progression, errors, progress_bar, resuming_command, warn
 from .values import at_least, at_most, refuse_without_effect
@@ -38,8 +38,7 @@ MOST_SHUFFLED = 2**20  # contexts; all of them are in memory before the first st
 def run(options: FinetuneOptions) -> None:
     """Fine-tune a model, print the log, and say where the best model is."""
     model, output, masks, settings = options.model, options.output, options.masks, options.settings
-    if len(masks.mask) > 1:
-        raise ValueError(f"a fine-tuning has one --mask, got {len(masks.mask)}; join masks with '|' or '&'")
+    check_one_mask(masks, "finetune")
     check_specs(masks)
     at_least(1, eval_tokens=options.held_out.eval_tokens, shuffle_buffer=options.streaming.shuffle_buffer)
     at_most(MOST_SHUFFLED, shuffle_buffer=options.streaming.shuffle_buffer)

@@ -14,7 +14,7 @@ from ..evaluation import CacheSize, cache_size, load_text, tokenize
 from ..evaluation.loading import check_vocabulary, load_tokenizer
 from ..modeling import check_fits, label_of
 from .loading import check_loading, load_placed
-from .masking import check_specs, chosen, most_lookahead, put_into
+from .masking import check_one_mask, check_specs, chosen, most_lookahead, put_into
 from .options.generate import GenerateOptions
 from .terminal import console, errors
 from .values import at_least, at_most, utf_8
@@ -26,8 +26,7 @@ COLDEST = 1e-6  # temperature; scores divided by much less are infinite
 def run(options: GenerateOptions) -> None:
     """Generate text, and print the speed and the size of the cache."""
     masks = options.masks
-    if len(masks.mask) > 1:
-        raise ValueError(f"--mask is given {len(masks.mask)} times; generate takes one")
+    check_one_mask(masks, "generate")
     _check(options)
     check_specs(masks)
     check_loading(options.loading)

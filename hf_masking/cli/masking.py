@@ -11,7 +11,7 @@ from ..attention import check_backend
 from ..masks import MaskExpression
 from ..modeling import MaskConfig, get_mask_config, layer_masks, patch_model, sharing_weights
 from ..spec import parse_mask
-from .options.groups import MaskOptions, MaskOrFileOptions
+from .options.groups import MaskOptions, MaskOrFileOptions, OneMaskOptions
 
 Chosen = str | MaskConfig | None  # None is the mask that the model carries
 
@@ -22,6 +22,14 @@ def check_specs(masks: MaskOptions) -> None:
         parse_mask(spec)
     if masks.backend is not None:
         check_backend(masks.backend)
+
+
+def check_one_mask(masks: OneMaskOptions, command: str) -> None:
+    """Raise a ValueError if the options name several masks, before anything is loaded."""
+    named = len(masks.mask) + (masks.mask_config is not None)
+    if named > 1:
+        remedy = "join masks with '|' or '&'" if masks.mask_config is None else "leave --mask or --mask-config out"
+        raise ValueError(f"{command} takes one mask, got {named}; {remedy}")
 
 
 def chosen(model: PreTrainedModel, masks: MaskOrFileOptions, default: str | None = None) -> list[Chosen]:

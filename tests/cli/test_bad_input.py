@@ -279,7 +279,8 @@ CHECK = each(("check", "model"), [
 
 GENERATE = each(("generate", "model", "--prompt", "abc"), [
     ("--mask is missing, and the model carries none",),
-    ("--mask is given 2 times; generate takes one", "--mask", "causal", "--mask", "causal"),
+    ("generate takes one mask, got 2; join masks with '|' or '&'", "--mask", "causal", "--mask", "causal"),
+    ("generate takes one mask, got 2; leave --mask or", "--mask", "causal", "--mask-config", "x.json"),
     ("block_causal:4 looks 3 tokens ahead: no generation", "--mask", "block_causal:4"),
     ("the prompt has no tokens", "--mask", "causal", "--prompt", ""),
     ("--max-new-tokens must be at least 1, got -1", "--mask", "causal", "--max-new-tokens", "-1"),
@@ -304,7 +305,8 @@ FINETUNE = each(("finetune", "model", *RUN, "--output"), [
     ("/proc/run cannot be written", "/proc/run"),
     ("leads to itself", "loop"),
 ]) + each(("finetune", "model", *RUN, "--output", "out"), [
-    ("a fine-tuning has one --mask, got 2", "--mask", "causal", "--mask", "causal"),
+    ("finetune takes one mask, got 2; join masks with '|' or '&'", "--mask", "causal", "--mask", "causal"),
+    ("finetune takes one mask, got 2; leave --mask or", "--mask", "causal", "--mask-config", "x.json"),
     *((f"--{name} must be", f"--{name}", "-1") for name in (
         "context", "steps", "batch-size", "micro-batch-size", "lora", "eval-every", "checkpoint-every",
         "keep-checkpoints", "shuffle-buffer", "eval-tokens", "seed", "warmup-steps", "learning-rate",

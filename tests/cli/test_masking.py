@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from transformers import AutoModelForCausalLM
 
 from hf_masking import patch_model
@@ -55,3 +56,10 @@ def test_a_fine_tuning_says_what_it_runs(run, model_folder, text_file, tmp_path)
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (described["mask"], described["layers"]) == ("window:5", {"1": "causal"})
     assert described["replace_model_window"] is False
+
+
+@pytest.mark.parametrize("command", ["generate", "finetune"])
+def test_a_command_with_one_mask_says_so_in_its_help(run, command):
+    code, out, _ = run(command, "--help")
+    letters = "".join(out.split())  # lines may break anywhere
+    assert code == 0 and "insteadof--mask" in letters and "likeonemore--mask" not in letters

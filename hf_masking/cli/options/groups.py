@@ -56,6 +56,7 @@ class OneMaskOptions(MaskOrFileOptions):
     """Select the mask of a command that runs a single one."""
 
     mask: list[str] = option([], "the mask, e.g. 'window:256|sinks:4'; by default the checkpoint's own")
+    mask_config: Path | None = option(None, "a JSON file of masks, as MaskConfig.save writes it; instead of --mask")
 
 
 @dataclass(frozen=True)
