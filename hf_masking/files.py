@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -136,9 +137,18 @@ def parse_json_object(content: bytes) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON object to a file or a stream."""
+    """Write a JSON object to a file or a stream; a number that is not finite, which JSON lacks, becomes null."""
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(data, indent=2) + "\n")
+        aside.write_text(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(data: Any) -> Any:
+    """Return JSON data with null for every number that is not finite."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def digest(folder: Path) -> str:

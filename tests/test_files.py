@@ -1,5 +1,7 @@
 """Writing replaces regular files only."""
 
+import json
+import math
 import os
 import stat
 import threading
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_masking.files import check_file, written_aside
+from hf_masking.files import check_file, write_json, written_aside
 from hf_masking.streams import is_stdout
 
 
@@ -86,3 +88,11 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
         with pytest.raises(ValueError, match=message):
             check_file(Path(name))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    path = tmp_path / "figures.json"
+    write_json(path, {"worst": math.inf, "rows": [{"loss": math.nan, "by_position": (-math.inf, 1.5, None)}]})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "worst": None, "rows": [{"loss": None, "by_position": [None, 1.5, None]}],
+    }  # fmt: skip
