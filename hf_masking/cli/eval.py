@@ -15,12 +15,12 @@ from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, si
 from ..evaluation.loading import bos_of, check_vocabulary, load_tokenizer
 from ..files import check_file, write_json
 from ..machine import describe_machine
-from ..modeling import check_fits, get_mask_config, label_of
+from ..modeling import check_fits, label_of
 from ..tables import Grid
 from .console import load_data, say_written
 from .failures import reason_of
 from .loading import check_loading, load_placed
-from .masking import check_specs, chosen, copies, put_into
+from .masking import check_specs, chosen, copies, put_into, what_runs
 from .options.eval import EvalOptions
 from .options.groups import MaskOrFileOptions
 from .terminal import Progression, errors, print_table, progress_bar, tables_beside
@@ -56,8 +56,6 @@ def run(options: EvalOptions) -> None:
         report = {
             "model": options.model,
             "text": {"source": text.source, "sha256": text.sha256, "tokens": len(token_ids), "bytes": n_bytes},
-            "layers": {str(layer): spec for layer, spec in masks.layers().items()},
-            "replace_model_window": masks.replace_model_window,
             "context": windows.context,
             "stride": windowed.stride,
             "bos": bos is not None,
@@ -93,9 +91,7 @@ def _measured(models: Sequence[PreTrainedModel], text: WindowedText, text_bytes:
 
 
 def _row(model: PreTrainedModel, measured: Measurement) -> Row:
-    config = get_mask_config(model)
-    assert config is not None
-    named: Row = {"mask": str(config.mask), "runs": label_of(model)}
+    named: Row = {**what_runs(model), "runs": label_of(model)}
     if measured.error is not None:
         return named | {"error": reason_of(measured.error)}
     assert measured.result is not None

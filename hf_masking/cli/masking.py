@@ -79,7 +79,7 @@ def copies(model: PreTrainedModel, specs: Sequence[Chosen]) -> list[tuple[PreTra
 
 
 def what_runs(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the masks of a patched model as run.json stores them."""
+    """Return the masks of a patched model as reports and run.json store them."""
     config = get_mask_config(model)
     assert config is not None
     runs = config.to_dict()

@@ -56,6 +56,9 @@ def test_a_mask_from_a_file(run, model_folder, text_file, tmp_path):
     MaskConfig("window:4", layers={0: "causal"}).save(path)
     report = evaluated(run, model_folder, "--data", text_file, "--mask", "causal", "--mask-config", path)
     assert [row["runs"] for row in report["rows"]] == ["causal", "window:4; layer 0: causal"]
+    assert [row["layers"] for row in report["rows"]] == [{}, {"0": "causal"}]
+    assert [row["replace_model_window"] for row in report["rows"]] == [False, False]
+    assert not {"layers", "replace_model_window"} & report.keys()
     code, _, err = run("eval", model_folder, "--mask-config", path, "--layer", "0=causal", "--data", text_file)
     assert code == 2 and "--layer goes with --mask; --mask-config has its own" in err
 
