@@ -40,12 +40,22 @@ def run(options: InfoOptions) -> None:
 def _found(options: InfoOptions) -> dict[str, Any]:
     checkpoint = read_config(options.checkpoint, **options.source.where())
     config, n_layers = checkpoint.config, count_layers(checkpoint.config)
+    if n_layers < 0:
+        raise ValueError(
+            f"{options.checkpoint}: the model has {n_layers} layers; correct num_hidden_layers in its config.json"
+        )
+    try:
+        query_heads = shape_of(config).query_heads
+    except AttributeError:
+        raise ValueError(
+            f"{options.checkpoint}: a {config.model_type} model has no attention heads, so no mask can be put into it"
+        ) from None
     return {
         "checkpoint": options.checkpoint,
         "base": checkpoint.base,
         "model_type": config.model_type,
         "n_layers": n_layers,
-        "query_heads": shape_of(config).query_heads,
+        "query_heads": query_heads,
         "windows": [own_window(config, layer) for layer in range(n_layers)],
         "masks": None if checkpoint.masks is None else checkpoint.masks.to_dict(),
     }

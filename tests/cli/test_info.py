@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig
 
 from hf_masking import patch_model
 
@@ -46,3 +46,16 @@ def test_no_checkpoint(run):
     code, out, err = run("info", "nowhere/model")
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert err.startswith("error: no config can be loaded from 'nowhere/model'")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MambaConfig(num_hidden_layers=2), "a mamba model has no attention heads, so no mask can be put into it"),
+        (LlamaConfig(num_hidden_layers=-1), "the model has -1 layers; correct num_hidden_layers in its config.json"),
+    ],
+)
+def test_a_model_without_attention(run, tmp_path, config, message):
+    config.save_pretrained(tmp_path)
+    for more in ((), ("--json",)):
+        assert run("info", tmp_path, *more) == (2, "", f"error: {tmp_path}: {message}\n")
