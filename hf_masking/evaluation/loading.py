@@ -93,9 +93,10 @@ def _tokenizer(name: str, **where: Any) -> Any:
         return AutoTokenizer.from_pretrained(name, **where)
     except Exception:
         # An adapter may have been saved without a tokenizer.
-        if (base := base_model_of(name)) is None:
+        if (found := base_model_of(name, **where)) is None:
             raise
-    return AutoTokenizer.from_pretrained(base)
+    base, where = found
+    return AutoTokenizer.from_pretrained(base, **where)
 
 
 def _load(read: Callable[[str], Any], name: str, what: str) -> Any:

@@ -66,16 +66,20 @@ def load(
     """Load a checkpoint as `from_pretrained` does, unchecked, and without a mask if it carries none."""
     if kwargs.get("output_loading_info"):
         raise ValueError("output_loading_info=True is not supported: it would return more than a model; leave it out")
-    adapter = adapter_folder.find(path, {name: kwargs[name] for name in _WHERE if name in kwargs})
+    adapter = _find_adapter(path, kwargs)
     if adapter is None:
         return _load_model(path, backend, auto_class, kwargs)
     return _load_adapter(adapter, backend, auto_class, kwargs)
 
 
-def base_model_of(path: str | PathLike[str]) -> str | None:
-    """Return the base model of an adapter, a folder or a hub id; None for a checkpoint that is none."""
-    adapter = adapter_folder.find(path, {})
-    return None if adapter is None else adapter.base
+def base_model_of(path: str | PathLike[str], **where: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the base model of an adapter, and the arguments of `from_pretrained` for it; None for a whole model.
+
+    Parameters:
+        where: the arguments for the adapter: revision, trust_remote_code.
+    """
+    adapter = _find_adapter(path, where)
+    return None if adapter is None else (adapter.base, _where_base_is(adapter, where))
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,23 @@ def read_checkpoint(path: str | PathLike[str], **where: Any) -> Checkpoint:
     Raises:
         ValueError: the masks are wrong or lost.
     """
-    adapter = adapter_folder.find(path, {name: where[name] for name in _WHERE if name in where})
+    adapter = _find_adapter(path, where)
     if adapter is not None:
-        path, where = adapter.base, {**where, "revision": adapter.revision or "main"}
+        path, where = adapter.base, _where_base_is(adapter, where)
     config = AutoConfig.from_pretrained(path, **where)
     masks = _carried(path, config, None, {name: where[name] for name in _WHERE if name in where})
     if adapter is not None and adapter.entry is not None:
         masks = read_entry(adapter.entry, count_layers(config))
     return Checkpoint(None if adapter is None else adapter.base, config, masks)
+
+
+def _find_adapter(path: str | PathLike[str], options: dict[str, Any]) -> Adapter | None:
+    return adapter_folder.find(path, {name: options[name] for name in _WHERE if name in options})
+
+
+def _where_base_is(adapter: Adapter, where: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments for the base model: the revision of an adapter is one of another repository."""
+    return {**where, "revision": adapter.revision or "main"}
 
 
 def _load_model(

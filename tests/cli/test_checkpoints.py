@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_masking import from_pretrained, patch_model, perplexity
+from hf_masking.evaluation.loading import load_tokenizer
 
 MASK = "window:4|sinks:1"
 NEEDED = "model.layers.1.self_attn.o_proj.weight"
@@ -78,3 +79,19 @@ def test_an_adapter_is_not_trained(run, adapter, text_file, tmp_path, command):
         f"error: {adapter} is an adapter, and whole models are trained here; merge it"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recorded", [None, "v1"])
+def test_the_tokenizer_of_an_adapters_base_is_loaded_as_the_base_is(adapter, tmp_path, monkeypatch, recorded):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": recorded}))
+    asked, plain = [], AutoTokenizer.from_pretrained
+
+    def from_pretrained(name, **where):
+        asked.append(where)
+        return plain(name, **where)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    load_tokenizer(str(folder), revision="v2", trust_remote_code=True)
+    assert asked[-1] == {"revision": recorded or "main", "trust_remote_code": True}
