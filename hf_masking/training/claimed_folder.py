@@ -160,15 +160,16 @@ def _versions() -> dict[str, str]:
 
 
 def _field(key: str) -> str:
-    """Return the field that sets a key of run.json: batch_size for settings.batch_size, data for data.sha256."""
+    """Return the field that sets a key of run.json: batch_size for settings.batch_size, layer for layers.0."""
     first, _, rest = key.partition(".")
-    return rest if first in ("settings", "options") else first
+    if first in ("settings", "options"):
+        return rest
+    return "layer" if first == "layers" else first
 
 
 def _flat(description: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Return a description without nesting, so that an error can name the key: settings.learning_rate."""
     flat: dict[str, Any] = {}
     for key, value in description.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{before}{key}.") if nested else {f"{before}{key}": value}
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return flat

@@ -45,3 +45,11 @@ def test_another_text_is_named_by_its_option(run, text_file, finetuned):
     assert err.splitlines()[-1].startswith(
         f"error: --data, --eval-data must be as in the run in out, where data.sha256 is '{held}', got '"
     )
+
+
+def test_the_mask_of_another_layer_is_named_by_its_option(run, finetuned):
+    code, _, err = run(*finetuned, "--mask", "causal", "--layer", "1=window:4", "--resume")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        "error: --layer must be as in the run in out, where layers.1 is None, got 'window:4'; "
+    )
