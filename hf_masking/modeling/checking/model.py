@@ -7,6 +7,8 @@ batch, once more under a sparse one.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -29,9 +31,11 @@ from ..patching.layer_mask import LayerMask, attach, attached
 from ..patching.record import require_patch
 from .layouts import LAYOUTS, LENGTH, PACKED, PADDED, PLAIN, Layout
 from .readout import Readout
-from .refusals import explained, refuse_not_finite, refuse_without_influence
+from .refusals import explained, influences, refuse_not_finite
 from .report import CheckReport, CheckRow
 from .rounding import TOLERANCES, Rounding, distance, precision, relative, spread
+
+logger = logging.getLogger("hf_masking")
 
 CHANGED = (0, 3, 5, 8)  # columns whose token is changed; more would cost time and show nothing new
 TURNS = 8  # the most tokens that it is changed into before a row counts as independent of it
@@ -173,11 +177,22 @@ class _Probe:
         elif leaks.max() > self.noise:
             row, column = divmod(int(leaks.argmax()), len(CHANGED))
             detail = f"(row {row} depends on token {CHANGED[column]}, which is out of its reach)"
-        elif exact and (real & reach & (influence == 0)).any():
-            refuse_without_influence(self.model, self.tokens, self.read.another(int(self.tokens[0, 0]), 1))
+        elif exact and (real & reach & (influence == 0)).any() and self.attention_has_influence:
             row, column = (real & reach & (influence == 0)).nonzero()[0].tolist()
             detail = f"(row {row} does not depend on token {CHANGED[column]}, which it may attend to)"
         return CheckRow(name, not detail, float(leaks.max()), detail)
+
+    @functools.cached_property
+    def attention_has_influence(self) -> bool:
+        """Whether a token influences another in the model without its mask; logs a warning if not."""
+        found = influences(self.model, self.tokens, self.read.another(int(self.tokens[0, 0]), 1))
+        if not found:
+            logger.warning(
+                "no token influences another in %s, with its mask or without (are the output projections of its "
+                "attention zero?); so only its attention was checked",
+                self.read.name,
+            )
+        return found
 
     def layouts_agree(self) -> Iterator[CheckRow]:
         """Compare rows of several documents with each document alone.

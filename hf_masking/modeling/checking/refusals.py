@@ -69,10 +69,10 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
             )
 
 
-def refuse_without_influence(model: nn.Module, tokens: Tensor, other: int) -> None:
-    """Raise an `UnsupportedModelError` for a model in which no token influences another, without a mask either.
+def influences(model: nn.Module, tokens: Tensor, other: int) -> bool:
+    """Return whether a token influences later ones in a model without its mask.
 
-    Output projections that start at zero are common in training from scratch; nothing can be checked then.
+    Not so where output projections start at zero, as in training from scratch.
 
     Parameters:
         tokens: ``[1, N]``, whose first token is replaced.
@@ -80,8 +80,4 @@ def refuse_without_influence(model: nn.Module, tokens: Tensor, other: int) -> No
     """
     read = Readout(unpatched_copy(model))
     changed = torch.cat([tokens.new_tensor([[other]]), tokens[:, 1:]], dim=1)
-    if torch.equal(read(tokens)[:, 1:], read(changed)[:, 1:]):
-        raise UnsupportedModelError(
-            f"no token influences another in {read.name}, with a mask or without, so that no mask can be checked; are "
-            "the output projections of its attention zero? Initialize or train them first, or patch with check=False"
-        )
+    return not torch.equal(read(tokens)[:, 1:], read(changed)[:, 1:])
