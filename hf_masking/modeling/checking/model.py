@@ -184,7 +184,7 @@ class _Probe:
 
     @functools.cached_property
     def attention_has_influence(self) -> bool:
-        """Whether a token influences another in the model without its mask; logs a warning if not."""
+        """True if a token influences another in the model without its mask; logs a warning if not."""
         found = influences(self.model, self.tokens, self.read.another(int(self.tokens[0, 0]), 1))
         if not found:
             logger.warning(
