@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,18 +56,19 @@ def refuse_not_finite(model: nn.Module, tokens: Tensor) -> None:
     for name, weights in model.named_parameters():
         if weights.is_floating_point() and not weights.is_meta and not bool(weights.isfinite().all()):
             raise UnsupportedModelError(f"the weights of {read.name} are not finite: {name}")
+    # Before the model runs: whether NaN in a buffer reaches the output depends on the processor. -inf may be a mask.
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and not bool((buffer < math.inf).all()):
+            raise UnsupportedModelError(
+                f"{name} of {read.name} is not finite, although no checkpoint holds it; correct the config that it "
+                "is computed from"
+            )
     if not bool(read(tokens).isfinite().all()):
         dtype = next(weights.dtype for weights in model.parameters() if weights.is_floating_point())
         raise UnsupportedModelError(
             f"what {read.name} computes in {dtype} is not finite, with a mask or without, although its weights are; "
             "load it in a dtype of a wider range"
         )
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and not buffer.is_meta and not bool(buffer.isfinite().all()):
-            raise UnsupportedModelError(
-                f"{name} of {read.name} is not finite, although no checkpoint holds it; correct the config that it "
-                "is computed from"
-            )
 
 
 def influences(model: nn.Module, tokens: Tensor, other: int) -> bool:
