@@ -92,6 +92,32 @@ def knows_modules(text):
     return any(name[0] in {"transformers", "accelerate"} or name[:2] == ("torch", "nn") for name in names)
 
 
+def functions():
+    """Every function of the package: its name, as `module.function`, and its number of parameters."""
+    for module, (text, _) in modules().items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                taken = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                yield f"{module}.{node.name}", len([name for name in taken if name not in ("self", "cls")])
+
+
+def test_internal_functions_take_at_most_8_parameters():
+    """Two public functions take more, and the one that Transformers calls with what a model passes on."""
+    many = {name for name, parameters in functions() if parameters > 8}
+    assert many == {
+        "hf_masking.attention.masked_attention.masked_attention",
+        "hf_masking.modeling.forward.interface.attend",
+        "hf_masking.training.loop.finetune",
+    }
+
+
+def test_no_file_is_longer_than_400_lines():
+    folders = (PACKAGE.parent / name for name in ("hf_masking", "tests", "scripts", "examples"))
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert len(files) > 300
+    assert [path for path in files if len(path.read_text().splitlines()) > 400] == []
+
+
 def test_imports_point_one_way():
     floors = {
         name: (text, folder) for name, (text, folder) in modules().items() if floor_of(name.split(".")) is not None
@@ -157,7 +183,7 @@ names = set(AttentionInterface().valid_keys())
 import hf_masking, hf_masking.cli.app
 assert set(AttentionInterface().valid_keys()) == names
 hf_masking.patch_model
-assert set(AttentionInterface().valid_keys()) - names == {"hf_masking"}
+assert set(AttentionInterface().valid_keys()) - names == {"hf_masking", "hf_masking.from_pretrained"}
 assert "matplotlib" not in sys.modules and "datasets" not in sys.modules
 assert all(hasattr(hf_masking, name) for name in hf_masking.__all__)
 """

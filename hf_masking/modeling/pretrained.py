@@ -15,7 +15,8 @@ from .base_model.architecture import count_layers
 from .loading import adapter_folder
 from .loading.adapter_folder import Adapter
 from .loading.learned_weights import learned_parameters, load_learned, require_learned
-from .patching.config import KEY, MaskConfig, forget, read, read_entry
+from .loading.load_report import without_learned
+from .patching.config import KEY, SAVED_ATTENTION, MaskConfig, forget, read, read_entry
 from .patching.layer_mask import is_learned
 from .patching.record import get_mask_config, is_patched
 
@@ -138,7 +139,8 @@ def _load_model(
     """
     # Loaded without the mask first, so that `unpatch_model` restores this. None: the fastest that the class has.
     options = {"attn_implementation": None} | kwargs | {"output_loading_info": True}
-    model, report = auto_class.from_pretrained(path, **options)
+    with without_learned():
+        model, report = auto_class.from_pretrained(path, **options)
     _refuse_missing(path, model, report["missing_keys"] - beside)
     _warn_of_unused(path, model, report["unexpected_keys"])
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
@@ -208,18 +210,18 @@ def _carried(
         given: what the caller gave as ``config``.
     """
     saved, named = read(loaded), _named_attention(path, given, where)
-    if saved is None and named == KEY:
+    if saved is None and named == SAVED_ATTENTION:
         raise ValueError(
-            f"{path} has lost its mask: its config.json names attn_implementation {KEY!r} and has no {KEY!r} entry; "
-            "for full attention load it with AutoModelForCausalLM and attn_implementation='sdpa'"
+            f"{path} has lost its mask: its config.json names attn_implementation {SAVED_ATTENTION!r} and has no "
+            f"{KEY!r} entry; for full attention load it with AutoModelForCausalLM and attn_implementation='sdpa'"
         )
-    if saved is not None and named != KEY:
+    if saved is not None and named != SAVED_ATTENTION:
         logger.warning(
             "%s carries no mask: its model was saved while '%s' was not in force (config.json has the entry without "
             "attn_implementation %r)",
             path,
             saved.mask,
-            KEY,
+            SAVED_ATTENTION,
         )
         return None
     return saved

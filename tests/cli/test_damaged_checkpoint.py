@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from .broken import MASKED
+
 UNKNOWN = {"vocab": {"a": 0}, "unk_token": "[UNK]"}
 NO_SUCH_TOKEN = {"version": "1.0", "added_tokens": [], "model": UNKNOWN | {"type": "WordLevel"}}
 CONTINUED = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
@@ -57,7 +59,7 @@ def test_a_tokenizer_that_encodes_nothing_is_named(run, damaged, text_file, tmp_
         ({"hidden_act": "nope"}, "KeyError: 'nope'"),
         ({"hidden_size": "many"}, "hidden_size"),
         (
-            {"hf_masking": {"version": 1, "mask": "window:3", "extra": {}}, "attn_implementation": "hf_masking"},
+            MASKED | {"hf_masking": {"version": 1, "mask": "window:3", "extra": {}}},
             "expected none but version, mask, layers, replace_model_window, backend, got ['extra']",
         ),
     ],

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,8 +116,27 @@ def test_a_model_that_was_saved_without_its_mask_carries_none(folder, tmp_path, 
 
 def test_a_name_without_an_entry_is_refused(folder):
     edit_config(folder, hf_masking=None)
-    with pytest.raises(ValueError, match=r"has lost its mask: its config\.json names attn_implementation 'hf_masking'"):
+    with pytest.raises(
+        ValueError, match=r"has lost its mask: its config\.json names attn_implementation 'hf_masking\.from_pretrained'"
+    ):
         load(folder)
+
+
+def test_transformers_alone_names_the_call_that_loads(folder):
+    """Before any of our names is used, and after: importing the package registers nothing."""
+    script = f"""
+import hf_masking
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained({str(folder)!r})
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 'Specified `attn_implementation="hf_masking.from_pretrained"` is not supported' in done.stdout
+    with pytest.raises(ValueError, match=r"has no mask; load the checkpoint with hf_masking\.from_pretrained\(path\)"):
+        logits(AutoModelForCausalLM.from_pretrained(folder))
+    logits(patch_model(AutoModelForCausalLM.from_pretrained(folder)))
 
 
 def test_a_config_that_is_given_counts(folder):

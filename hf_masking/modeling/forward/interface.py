@@ -22,7 +22,7 @@ from ..caching.adopt import layer_of
 from ..caching.layer import MaskedLayer
 from ..features import with_keys
 from ..in_graph import ADAPTS, EVICTS
-from ..patching.config import KEY
+from ..patching.config import KEY, SAVED_ATTENTION
 from ..patching.layer_mask import LayerMask, attached, is_cross_attention
 from ..running import Running
 from . import mask_slot
@@ -230,7 +230,7 @@ def _refuse_without_mask(module: nn.Module) -> NoReturn:
             f"{type(module).__name__} is a cross-attention, for which masks are not defined; unpatch_model(model) first"
         )
     raise ValueError(
-        f"{type(module).__name__} runs on attn_implementation={KEY!r} but has no mask; load the checkpoint with "
+        f"{type(module).__name__} runs on the attention of hf_masking but has no mask; load the checkpoint with "
         "hf_masking.from_pretrained(path), or call hf_masking.patch_model(model); attn_implementation='sdpa' loads it "
         "with full attention; encoders beside a patched decoder are not supported"
     )
@@ -251,3 +251,5 @@ def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 AttentionInterface.register(KEY, attend)
+# A checkpoint loaded by Transformers alone: its first forward says what to call.
+AttentionInterface.register(SAVED_ATTENTION, attend)

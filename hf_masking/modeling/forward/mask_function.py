@@ -13,7 +13,7 @@ from ...plan.documents import PADDING, ids_from_padding
 from .. import running
 from ..batch import Batch
 from ..in_graph import EVICTS, refuse_if
-from ..patching.config import KEY
+from ..patching.config import KEY, SAVED_ATTENTION
 from . import mask_slot
 
 
@@ -96,3 +96,4 @@ def _refuse_lost_keys(real: Tensor, kv_offset: int, seen: int | Tensor) -> None:
 
 
 AttentionMaskInterface.register(KEY, fill_mask_slot)
+AttentionMaskInterface.register(SAVED_ATTENTION, fill_mask_slot)

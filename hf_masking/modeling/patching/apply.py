@@ -18,7 +18,7 @@ from ..base_model.sharing import sharing_weights
 from ..forward import hooks, mask_function  # noqa: F401 (registers the mask function)
 from ..forward.marks import Needs
 from . import adapter_configs
-from .config import KEY, MaskConfig, carry_changes, forget, write
+from .config import KEY, SAVED_ATTENTION, MaskConfig, carry_changes, forget, write
 from .layer_mask import LayerMask, attach, detach, is_attention, is_cross_attention
 from .parameters import add_modules
 from .record import ATTRIBUTE, Patch
@@ -79,7 +79,7 @@ def unpatch(model: nn.Module) -> None:
     """Undo the patch of a model, and set an attention that runs without a mask."""
     undo(model)
     base = pretrained(model)
-    if base.config._attn_implementation == KEY:
+    if base.config._attn_implementation in (KEY, SAVED_ATTENTION):
         # Transformers loaded it from a patched checkpoint: under our attention it would refuse to run.
         forget(base.config)
         _use_own_attention(base)

@@ -20,6 +20,8 @@ from ...spec import MAX_LENGTH, parse_mask
 from ..base_model.architecture import count_layers
 
 KEY = "hf_masking"  # the attribute of a model's config, the key in config.json, and the name of our attention
+# The name of our attention in config.json. Transformers quotes it where it is unknown, so it is the call that loads.
+SAVED_ATTENTION = "hf_masking.from_pretrained"
 VERSION = 1
 _FIELDS = ("version", "mask", "layers", "replace_model_window", "backend")
 _ENTRY = f"the config's {KEY!r} entry"
@@ -125,7 +127,7 @@ class MaskConfig:
 def write(config: PreTrainedConfig, mask_config: MaskConfig) -> None:
     """Put masks into a model's config, with a second entry that lets loading without this plugin raise an error."""
     setattr(config, KEY, mask_config.to_dict())
-    config.attn_implementation = KEY
+    config.attn_implementation = SAVED_ATTENTION
 
 
 def read(config: PreTrainedConfig) -> MaskConfig | None:
