@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from typing import Any
@@ -45,11 +46,15 @@ def run(options: GenerateOptions) -> None:
         raise ValueError(f"{worst} looks {lookahead} tokens ahead: no generation; use a causal mask")
     cache = DynamicCache(config=loaded.config)
     started = time.perf_counter()
-    if not options.chat:
+    if not options.chat and not options.json:
         console.print(prompt, end="", soft_wrap=True)
-    written = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
-    seconds = time.perf_counter() - started
-    errors.print(_figures(label_of(loaded), written, seconds, cache_size(cache)))
+    new = _write(loaded, tokenizer, tokens.to(loaded.device), cache, options)
+    found = _figures(label_of(loaded), len(new), time.perf_counter() - started, cache_size(cache))
+    if options.json:
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        console.print(json.dumps({"prompt": prompt, "text": text} | found, indent=2), soft_wrap=True)
+    else:
+        errors.print(_lines(found))
 
 
 def _check(options: GenerateOptions) -> None:
@@ -96,25 +101,45 @@ def _check_positions(model: PreTrainedModel, prompt: Tensor, options: GenerateOp
     check_fits(model, prompt, read, f"a prompt of {prompt.shape[1]} and --max-new-tokens {options.max_new_tokens}")
 
 
-def _write(model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCache, options: GenerateOptions) -> int:
-    """Print the text as it is generated; return the number of new tokens."""
+def _write(
+    model: PreTrainedModel, tokenizer: Any, tokens: Any, cache: DynamicCache, options: GenerateOptions
+) -> Tensor:
+    """Print the text as it is generated, unless JSON is asked for; return the new tokens ``[N]``."""
     sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
     torch.manual_seed(options.seed)
-    sequences = model.generate(
+    streamer = None if options.json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sequences: Tensor = model.generate(
         **tokens,
         past_key_values=cache,
         max_new_tokens=options.max_new_tokens,
         do_sample=bool(options.temperature),
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        streamer=streamer,
         **sampling,
     )
-    return int(sequences.shape[1] - tokens["input_ids"].shape[1])
+    return sequences[0, tokens["input_ids"].shape[1] :]
 
 
-def _figures(mask: str, written: int, seconds: float, size: CacheSize) -> str:
+def _figures(mask: str, new_tokens: int, seconds: float, size: CacheSize) -> dict[str, Any]:
+    return {
+        "mask": mask,
+        "new_tokens": new_tokens,
+        "seconds": seconds,
+        "tokens_per_second": new_tokens / seconds,
+        "cache": {
+            "retained_keys": size.kept,
+            "keys": size.seen,
+            "held_bytes": size.held_bytes,
+            "full_bytes": size.full_bytes,
+        },
+    }
+
+
+def _lines(found: dict[str, Any]) -> str:
+    cache = found["cache"]
     return (
-        f"mask    {mask}\n"
-        f"speed   {written / seconds:,.1f} tokens/s ({written:,} tokens in {seconds:.1f} s, the prompt included)\n"
-        f"cache   {size.kept:,} of {size.seen:,} keys retained, {size.held_bytes / 2**20:,.2f} MiB; "
-        f"a full cache holds {size.full_bytes / 2**20:,.2f} MiB"
+        f"mask    {found['mask']}\n"
+        f"speed   {found['tokens_per_second']:,.1f} tokens/s ({found['new_tokens']:,} tokens in "
+        f"{found['seconds']:.1f} s, the prompt included)\n"
+        f"cache   {cache['retained_keys']:,} of {cache['keys']:,} keys retained, "
+        f"{cache['held_bytes'] / 2**20:,.2f} MiB; a full cache holds {cache['full_bytes'] / 2**20:,.2f} MiB"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..files import written_aside
 from ..masks import Causal, Mask, MaskExpression
@@ -42,28 +44,50 @@ def run(options: ShowOptions) -> None:
     if png is not None:
         check_picture(png)
         _draw(mask, length, png)
-    drawn = signs()
+    if options.json:
+        _print(
+            json.dumps({"mask": options.spec, "heads": [_figures(member, length) for member in mask.heads]}, indent=2)
+        )
+        return
     for member in mask.heads:
         if len(mask.heads) > 1:
             _print(f"heads with {member}")
-        if length <= WIDEST:
-            _print(draw_text(member, length, allowed=drawn["allowed"], excluded=drawn["excluded"]))
-        _print(_figures(member, length))
+        _show(member, length)
     if length > WIDEST:
         errors.print(f"(drawn as text up to {WIDEST} positions; --png FILE draws {length})")
 
 
-def _figures(mask: Mask, length: int) -> str:
-    pairs, causal = count_pairs(mask, length), count_pairs(Causal(), length)
-    lookahead = f"{mask.lookahead} tokens: no generation" if mask.lookahead else "0 (causal)"
+def _show(mask: Mask, length: int) -> None:
+    drawn = signs()
+    if length <= WIDEST:
+        _print(draw_text(mask, length, allowed=drawn["allowed"], excluded=drawn["excluded"]))
+    _print(_lines(_figures(mask, length)))
+
+
+def _figures(mask: Mask, length: int) -> dict[str, Any]:
     plan = plan_of(mask, Lengths(0, length, 0, length))
-    parts = "".join(f"\n           + {part}" for part in plan.parts)
+    return {
+        "mask": str(mask),
+        "length": length,
+        "pairs": count_pairs(mask, length),
+        "causal_pairs": count_pairs(Causal(), length),
+        "lookahead": mask.lookahead,
+        "retained_keys": keys_kept(mask, length),
+        "computed_pairs": plan.touched,
+        "parts": [str(part) for part in plan.parts],
+    }
+
+
+def _lines(found: dict[str, Any]) -> str:
+    pairs, causal, length, computed = (found[name] for name in ("pairs", "causal_pairs", "length", "computed_pairs"))
+    lookahead = f"{found['lookahead']} tokens: no generation" if found["lookahead"] else "0 (causal)"
+    parts = "".join(f"\n           + {part}" for part in found["parts"])
     return (
-        f"mask       {mask}\n"
+        f"mask       {found['mask']}\n"
         f"density    {pairs / causal:.2%} of causal ({pairs:,} of {causal:,} pairs)\n"
         f"lookahead  {lookahead}\n"
-        f"cache      {keys_kept(mask, length):,} of {length:,} keys can still be read at length {length:,}\n"
-        f"plan       {plan.touched:,} pairs computed, {plan.touched / max(1, pairs):.2f} of those allowed{parts}"
+        f"cache      {found['retained_keys']:,} of {length:,} keys can still be read at length {length:,}\n"
+        f"plan       {computed:,} pairs computed, {computed / max(1, pairs):.2f} of those allowed{parts}"
     )
 
 

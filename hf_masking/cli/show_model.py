@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +21,7 @@ from .terminal import signs
 
 
 def draw_in_model(mask: MaskExpression, asked: ShowOptions, widest: int) -> str:
-    """Return the picture as text, unless it is wider than ``widest``, and its figures."""
+    """Return the picture as text, unless it is wider than ``widest``, and its figures; as JSON the figures alone."""
     options, length, png = asked.inside, asked.length, asked.png
     assert options.model is not None
     check_loading(asked.loading)
@@ -42,8 +45,11 @@ def draw_in_model(mask: MaskExpression, asked: ShowOptions, widest: int) -> str:
         with written_aside(png) as aside:
             draw_weights_png(shown, title, aside)
         say_written(png)
+    found = _figures(name, shown, layers)
+    if asked.json:
+        return json.dumps(found, indent=2)
     drawn = f"{draw_weights_text(shown, **signs())}\n" if shown.shape[0] <= widest else ""
-    return drawn + _figures(name, shown, layers)
+    return drawn + _lines(found)
 
 
 def _chosen(layers: list[Tensor], options: ShowModelOptions, n_heads: int) -> Tensor:
@@ -58,15 +64,26 @@ def _chosen(layers: list[Tensor], options: ShowModelOptions, n_heads: int) -> Te
     return heads[options.head * len(heads) // n_heads]
 
 
-def _figures(mask: str, shown: Tensor, layers: list[Tensor]) -> str:
-    n = shown.shape[0]
-    causal = n * (n + 1) // 2
-    ahead = int((shown.triu(1) > 0).sum())
+def _figures(mask: str, shown: Tensor, layers: list[Tensor]) -> dict[str, Any]:
+    length = shown.shape[0]
+    whole = torch.stack([(layer > 0).double().mean(0).sum() for layer in layers])
+    return {
+        "mask": mask,
+        "length": length,
+        "pairs": int((shown > 0).sum()),
+        "causal_pairs": length * (length + 1) // 2,
+        "weight": float(shown.sum()),
+        "pairs_ahead": int((shown.triu(1) > 0).sum()),
+        "mean_pairs": float(whole.mean()),
+    }
+
+
+def _lines(found: dict[str, Any]) -> str:
+    pairs, causal, ahead = found["pairs"], found["causal_pairs"], found["pairs_ahead"]
     lookahead = f"\nlookahead  {ahead:,} pairs see what comes later: no generation" if ahead else ""
-    pairs, whole = int((shown > 0).sum()), torch.stack([(layer > 0).double().mean(0).sum() for layer in layers])
     return (
-        f"mask       {mask}\n"
+        f"mask       {found['mask']}\n"
         f"density    {pairs / causal:.2%} of causal here ({pairs:,} of {causal:,} pairs), mean weight "
-        f"{float(shown.sum()) / causal:.2%}\n"
-        f"           {float(whole.mean()) / causal:.2%} over all layers and heads{lookahead}"
+        f"{found['weight'] / causal:.2%}\n"
+        f"           {found['mean_pairs'] / causal:.2%} over all layers and heads{lookahead}"
     )

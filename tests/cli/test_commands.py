@@ -53,6 +53,18 @@ def test_show_of_a_mask_by_heads(run):
     assert out.index("heads with causal") < out.index("mask       causal") < out.index("heads with strided:2")
 
 
+def test_show_as_json(run, model_folder):
+    code, out, err = run("show", "heads[causal; window:2|sinks:1]", "--length", "4", "--json")
+    assert (code, err) == (0, "")
+    first, second = json.loads(out)["heads"]
+    assert (first["mask"], first["pairs"], first["causal_pairs"]) == ("causal", 10, 10)
+    assert (second["pairs"], second["lookahead"], second["retained_keys"]) == (9, 0, 2)
+    assert second["computed_pairs"] == 9 and second["parts"]
+    inside = ("--model", model_folder, "--text", "abcdefgh", "--length", "6", "--json")
+    code, out, err = run("show", "top_blocks:block=2,k=1", *inside)
+    assert code == 0 and (json.loads(out)["pairs"], json.loads(out)["pairs_ahead"]) == (17, 0)
+
+
 def test_show_of_what_the_content_decides(run, model_folder, tmp_path):
     code, out, _ = run(
         "show", "top_blocks:block=2,k=1", "--model", model_folder, "--text", "abcdefgh", "--length", "6",

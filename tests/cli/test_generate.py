@@ -1,6 +1,7 @@
 """`hf-masking generate`: prompts from files and in a chat."""
 
 import io
+import json
 import shutil
 import sys
 
@@ -29,6 +30,16 @@ def test_a_prompt_in_a_chat(run, model_folder, tmp_path):
     assert code == 0, err
     plain = run("generate", folder, *QUICK, "--prompt", "<user>Who?<assistant>")[1]
     assert plain == "<user>Who?<assistant>" + out
+
+
+def test_the_text_and_the_figures_as_json(run, model_folder):
+    asked = ("generate", model_folder, "--mask", "window:4|sinks:1", "--max-new-tokens", "200", "--prompt", "The quick")
+    code, out, err = run(*asked, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["prompt"] + found["text"] + "\n" == run(*asked)[1]
+    assert (found["mask"], found["new_tokens"]) == ("window:4|sinks:1", 200)
+    assert found["cache"]["keys"] == 208 > found["cache"]["retained_keys"] >= 5
 
 
 @pytest.mark.parametrize(

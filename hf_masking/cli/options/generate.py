@@ -30,3 +30,4 @@ class GenerateOptions:
     temperature: float = option(0.0, "0 takes the likeliest token, 1 samples as the model predicts")
     top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
     seed: int = option(0, "seed of the sampling")
+    json: bool = option(False, "print the text and the figures as JSON, at the end", "--json")

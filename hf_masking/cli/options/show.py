@@ -32,5 +32,6 @@ class ShowOptions:
     spec: str = argument(..., "a mask, e.g. 'window:8|sinks:2'")
     length: int = option(32, "number of positions")
     png: Path | None = option(None, "draw the mask into this file")
+    json: bool = option(False, "print the figures as JSON, without the drawing", "--json")
     inside: ShowModelOptions
     loading: LoadingOptions
