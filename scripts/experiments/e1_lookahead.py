@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from hf_masking import parse_mask, patch_model, patched
 from hf_masking.modeling import load
+from hf_masking.pictures import colour_of, log_scale
 from hf_masking.training import Contexts
 from hf_masking.training.data import IGNORED
 
@@ -116,13 +117,19 @@ def draw(axes: Any, rows: list[Row]) -> None:
     ):
         chosen = [row for row in rows if row["mask"].startswith(mask) and row["labels"] == labels]
         figure = "of the last tokens" if "last" in labels else "loss measured"
-        axes.plot([row["block"] for row in chosen], [row[figure] for row in chosen], marker="o", label=name)
+        style = "o:" if "last" in labels else "o-"
+        axes.plot(
+            [row["block"] for row in chosen], [row[figure] for row in chosen], style, label=name, color=colour_of(mask)
+        )
     ahead = [row for row in rows if row["mask"].startswith("block_causal") and row["labels"] == "all"]
-    axes.plot([row["block"] for row in ahead], [row["as decoded"] for row in ahead], "x--", label="look-ahead, decoded")
     blocks = [row["block"] for row in ahead]
+    decoded = [row["as decoded"] for row in ahead]
+    axes.plot(blocks, decoded, "x--", label="look-ahead, decoded", color=colour_of("block_causal"))
     axes.plot(blocks, [row["of the last tokens"] / row["block"] for row in ahead], "k:", label="H/b")
-    axes.set(xscale="log", yscale="log", xlabel="tokens in a block", ylabel="loss, nats a token")
-    axes.set_xticks(blocks, [str(block) for block in blocks])
+    axes.set(title="Look-ahead: the loss measured and the loss decoded", xlabel="tokens in a block")
+    axes.set(ylabel="loss (nats per token)")
+    log_scale(axes.xaxis, blocks)
+    log_scale(axes.yaxis, (0.03, 0.1, 0.3, 1, 3, 10))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from hf_masking import patched
 from hf_masking.modeling import load
+from hf_masking.pictures import colour_of, log_scale
 from hf_masking.training import Contexts
 
 CONTEXT, SINKS = 512, 4
@@ -89,12 +90,12 @@ def judge(rows: list[Row]) -> list[Claim]:
             all(row["gain"] > 2 * row["its error"] for row in sinks),
         ),
         Claim(
-            "the first four tokens get three times the attention of the four behind them",
+            "the first four tokens get three times the attention of the four after them",
             f"{share:.2%} and {other_share:.2%} of it",
             share > 3 * other_share,
         ),
         Claim(
-            "control: the four tokens behind them gain less than a third of what sinks do, or nothing",
+            "control: the four tokens after them gain less than a third of what sinks do, or nothing",
             "by " + ", ".join(f"{row['gain']:.3f} ± {row['its error']:.3f}" for row in others) + " nats",
             all(
                 other["gain"] < max(sink["gain"] / 3, 2 * other["its error"])
@@ -107,9 +108,11 @@ def judge(rows: list[Row]) -> list[Claim]:
 def draw(axes: Any, rows: list[Row]) -> None:
     for name in dict.fromkeys(row["sees"] for row in rows):
         chosen = _of(rows, name)
-        axes.plot([row["width"] for row in chosen], [row["loss"] for row in chosen], marker="o", label=name)
-    axes.set(xscale="log", xlabel="keys of a query", ylabel="loss past the window, nats a token")
-    axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+        color = colour_of("causal" if name == "everything" else name)
+        axes.plot([row["width"] for row in chosen], [row["loss"] for row in chosen], "o-", label=name, color=color)
+    axes.set(title="A window, with and without sinks", xlabel="keys of a query")
+    axes.set(ylabel="loss past the window (nats per token)")
+    log_scale(axes.xaxis, WIDTHS)
 
 
 if __name__ == "__main__":

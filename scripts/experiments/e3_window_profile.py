@@ -80,7 +80,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
         places = [names.index(row["mask"]) for row in chosen]
         axes.plot(places, [row["fine-tuned"] for row in chosen], "o", label=f"seed {seed}")
     axes.set_xticks(range(len(names)), names, rotation=20)
-    axes.set(ylabel="loss after fine-tuning, nats a token")
+    axes.set(title="Windows by layer", ylabel="loss after fine-tuning (nats per token)")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
         chosen = [row for row in rows if row["data"] == data]
         axes.plot([names.index(row["sees"]) for row in chosen], [row["loss"] for row in chosen], marker, label=data)
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="loss, nats a token")
+    axes.set(title="The patterns of the Sparse Transformer on text and images", ylabel="loss (nats per token)")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
 from hf_masking import parse_mask, patch_model
 from hf_masking.evaluation import in_own_process, peak_memory
 from hf_masking.masks.counting import density
+from hf_masking.pictures import colour_of, log_scale
 
 LEARNT, LONG, STEPS, BATCH, ASKED = 512, 131_072, 400, 16, 64
 FILLER, VALUES = 64, 8
@@ -160,9 +161,12 @@ def judge(rows: list[Row]) -> list[Claim]:
 
 def draw(axes: Any, rows: list[Row]) -> None:
     for row in rows[:-1]:
-        axes.plot(DISTANCES, [row[f"from {distance:,} on"] for distance in DISTANCES], marker="o", label=row["sees"])
-    axes.axhline(1 / VALUES, color="gray", linestyle=":", label="chance")
-    axes.set(xscale="log", ylim=(0, 1.05), xlabel="tokens back to the fact, at least", ylabel="right answers")
+        right = [row[f"from {distance:,} on"] for distance in DISTANCES]
+        axes.plot(DISTANCES, right, "o-", label=row["sees"], color=colour_of(row["mask"]))
+    axes.axhline(1 / VALUES, color="gray", linestyle=":", label="_chance")
+    axes.set(title=f"Finding a fact in {LONG:,} tokens (dotted: chance)", xlabel="tokens back to the fact, at least")
+    axes.set(ylim=(0, 1.05), ylabel="right answers")
+    log_scale(axes.xaxis, DISTANCES)
 
 
 if __name__ == "__main__":

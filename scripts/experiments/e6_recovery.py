@@ -20,6 +20,7 @@ from lab import Claim, Row, run
 from losses import tokens
 from tuning import tuned
 
+from hf_masking.pictures import colour_of, log_scale
 from hf_masking.training import TrainingSettings
 
 CONTEXT, POINTS = 256, (0, 100, 300, 1000)
@@ -80,9 +81,11 @@ def judge(rows: list[Row]) -> list[Claim]:
 
 def draw(axes: Any, rows: list[Row]) -> None:
     for mask, cost in _costs(rows).items():
-        axes.plot(range(len(POINTS)), cost, marker="o", label=mask)
+        axes.plot(range(len(POINTS)), cost, "o-", label=mask, color=colour_of(mask))
     axes.set_xticks(range(len(POINTS)), [f"{steps:,}" for steps in POINTS])
-    axes.set(yscale="log", xlabel="steps of fine-tuning", ylabel="loss above full attention, nats a token")
+    axes.set(title="What fine-tuning recovers", xlabel="steps of fine-tuning")
+    axes.set(ylabel="loss above full attention (nats per token)")
+    log_scale(axes.yaxis, (0.003, 0.01, 0.03, 0.1, 0.3, 1))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
         axes.plot(places, [row["right answers"] for row in chosen], marker, label=task)
         axes.plot(places, [row["trained under it"] for row in chosen], marker, alpha=0.4, label=f"{task}, trained")
     axes.set_xticks(range(len(names)), names, rotation=15)
-    axes.set(ylim=(0, 1.05), ylabel="right answers")
+    axes.set(title="Adaptive masks on recall and translation", ylim=(0, 1.05), ylabel="right answers")
 
 
 if __name__ == "__main__":

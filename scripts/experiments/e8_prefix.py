@@ -23,6 +23,7 @@ from torch.nn.functional import one_hot
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hf_masking import patch_model
+from hf_masking.pictures import colour_of
 from hf_masking.training import labels_for_prefix_lm
 
 SEEDS, STEPS, BATCH = 3, 1000, 64
@@ -112,9 +113,10 @@ def draw(axes: Any, rows: list[Row]) -> None:
     for mask in ("causal", "prefix|causal"):
         chosen = [row for row in rows if row["mask"] == mask]
         places = [("last", "first").index(row["the key"]) for row in chosen]
-        axes.plot(places, [row["right answers"] for row in chosen], "o" if mask == "causal" else "x", label=mask)
-    axes.set_xticks((0, 1), ("key behind the text", "key before the text"))
-    axes.set(ylim=(0, 1.05), xlim=(-0.5, 1.5), ylabel="right answers")
+        right, marker = [row["right answers"] for row in chosen], "o" if mask == "causal" else "x"
+        axes.plot(places, right, marker, label=mask, color=colour_of(mask))
+    axes.set_xticks((0, 1), ("key after the text", "key before the text"))
+    axes.set(title="A bidirectional prefix", ylim=(0, 1.05), xlim=(-0.5, 1.5), ylabel="right answers")
 
 
 if __name__ == "__main__":

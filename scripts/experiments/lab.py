@@ -65,7 +65,7 @@ def run(
     claims = judge(kept["rows"])
     path.parent.mkdir(exist_ok=True)
     write_json(path, kept | {"claims": [asdict(claim) for claim in claims]})
-    write_picture(path.with_suffix(".png"), (8, 4), lambda axes: draw(axes, kept["rows"]))
+    write_picture(path.with_suffix(".png"), (8, 4), lambda axes: draw(axes, kept["rows"]), direct=True)
     for claim in claims:
         print(_sentence(asdict(claim)))
 
