@@ -12,7 +12,6 @@ import typer
 from ..comparison.folder import ComparisonFolder
 from ..comparison.report import Report, progress
 from ..comparison.run import Listener, Request, compare
-from ..comparison.small_model import SMALL
 from ..comparison.trials import Trial
 from ..evaluation.loading import best_device
 from ..files import write_json
@@ -73,8 +72,8 @@ def _resumable(folder: ComparisonFolder, request: Request) -> Iterator[None]:
 
 def _on_small_model(record: dict[str, Any]) -> None:
     if "loss" in record and record["step"] % 20 == 0:
-        steps = SMALL.settings.steps
-        progression.show(f"training the small model, once: step {record['step']} of {steps}, loss {record['loss']:.2f}")
+        at = "stage {stage} of {stages}, step {step} of {steps}, loss {loss:.2f}".format_map(record)
+        progression.show(f"training the small model, once: {at}")
 
 
 def _on_training(mask: str, record: dict[str, Any]) -> None:

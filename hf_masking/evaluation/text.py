@@ -222,13 +222,22 @@ def _files(path: Path) -> list[Path]:
 
 
 def _standard_library() -> str:
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in library_files())
+
+
+def library_files() -> list[Path]:
+    """Return the source files of the Python standard library that is running, in a fixed order.
+
+    Raises:
+        ValueError: this Python has none.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in root.rglob("*.py") if not _NOT_LIBRARY & set(file.relative_to(root).parts)]
     if not files:
         raise ValueError(f"this Python has no library source in {root}; name a text file with --data")
     # A fixed shuffle: files with similar names are alike, and the end of the text is held out.
     files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
-    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return files
 
 
 def _hub(source: str, split: str, **how: Any) -> Any:
