@@ -1,6 +1,6 @@
 """Export the names of `hf_masking`, which imports this module when the first one is used."""
 
-from .adaptive import AdaptiveSpan, Relevance, TopBlocks
+from .adaptive import AdaptiveSpan, Features, LayerShape, Relevance, Selection, TopBlocks, Weighting
 from .attention import masked_attention
 from .errors import UnsupportedModelError
 from .evaluation import perplexity
@@ -13,6 +13,7 @@ from .masks import (
     LogSparse,
     Mask,
     Offsets,
+    Pattern,
     Prefix,
     Sinks,
     SlidingWindow,
@@ -43,14 +44,18 @@ __all__ = [
     "BlockLocal",
     "Causal",
     "Dilated",
+    "Features",
     "HeadMasks",
+    "LayerShape",
     "LogSparse",
     "Mask",
     "MaskConfig",
     "MaskSyntaxError",
     "Offsets",
+    "Pattern",
     "Prefix",
     "Relevance",
+    "Selection",
     "Sinks",
     "SlidingWindow",
     "Spans",
@@ -58,6 +63,7 @@ __all__ = [
     "Summary",
     "TopBlocks",
     "UnsupportedModelError",
+    "Weighting",
     "cache_with_prefix",
     "check_generation",
     "check_model",

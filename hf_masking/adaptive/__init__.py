@@ -1,4 +1,9 @@
-"""Adaptive masks: what they allow depends on the tokens. A new one is one file and one line in `ADAPTIVE`."""
+"""Adaptive masks: the allowed pairs depend on the input.
+
+A new one is a subclass of `Weighting` or `Selection` in a file of its own, its name in this module (the import,
+`ADAPTIVE`, ``__all__``) and in `hf_masking/public.py`. No plan, kernel, cache or command needs to know it. Outside the
+package the class and `register_mask` are enough.
+"""
 
 from .adaptive_mask import AdaptiveMask
 from .adaptive_span import AdaptiveSpan

@@ -22,6 +22,8 @@ class Selection(AdaptiveMask):
     document, and only completed blocks are picked: what a token sees never depends on what comes after it. Query heads
     that share keys choose together.
 
+    It is a frozen dataclass with a ``name``, which is its name in specs.
+
     Parameters:
         block: tokens in a block.
     """

@@ -23,9 +23,10 @@ class Weighting(AdaptiveMask):
     it is computed. A subclass says which parameters compute the features of queries and keys (`module`), and how f
     follows from the features of query i and key j <= i (`log_weight`).
 
-    The other answers are optional and save time: pairs of weight 1 (`certain`), the distance from which on all weights
-    are 0 (`reach`), the tiles with a weight above 0 (`tiles_that_count`), and which heads share a plan (`plan_keys`).
-    They are asked about one document, with features ``[H, N, r]`` and ``[G, M, s]``.
+    It is a frozen dataclass with a ``name``, which is its name in specs. The other answers are optional and save time:
+    pairs of weight 1 (`certain`), the distance from which on all weights are 0 (`reach`), the tiles with a weight above
+    0 (`tiles_that_count`), and which heads share a plan (`plan_keys`). They are asked about one document, with features
+    ``[H, N, r]`` and ``[G, M, s]``.
     """
 
     def normal_form(self) -> NormalForm:

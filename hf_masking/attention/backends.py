@@ -1,4 +1,4 @@
-"""The backends by name, and what each of them can compute."""
+"""The backends by name, and what each of them can compute. `choice` says when ``"auto"`` takes one."""
 
 from __future__ import annotations
 

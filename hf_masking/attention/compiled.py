@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import automatic, backends, operators, reference, sdpa
+from . import backends, operators, reference, sdpa
 from .blockwise import precision_of
+from .choice import Choice, choose_in_graph, log
 from .dispatch import run
 from .inputs import Inputs, Options
 
@@ -33,7 +34,7 @@ def attend(
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
     if backend == "auto":
         n_queries, n_keys, device = query.shape[2], key.shape[2], query.device.type
-        choice = automatic.choose_in_graph(n_queries, n_keys, given, needs_gradients=learns, device=device)
+        choice = choose_in_graph(n_queries, n_keys, given, needs_gradients=learns, device=device)
         if choice is not None:
             backend = choice.backend
             _log(mask, choice.backend, choice.reason)
@@ -62,7 +63,7 @@ def _densely(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, options
 @torch.compiler.assume_constant_result
 def _log(mask: str, backend: str, reason: str) -> None:
     """Log a choice when the graph is made: it cannot log when it runs."""
-    automatic.log(automatic.Choice(backend, reason), operators.MASKS[mask])
+    log(Choice(backend, reason), operators.MASKS[mask])
 
 
 @torch.compiler.disable(

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import automatic
 from .adaptive_reference import checked
 from .backends import BACKENDS, require
+from .choice import choose, log
 from .inputs import Inputs, check_heads
 
 
@@ -22,9 +22,9 @@ def run(inputs: Inputs, backend: str) -> Tensor:
     mask, device = inputs.mask, inputs.query.device.type
     check_heads(mask, inputs.query.shape[1])
     if backend == "auto":
-        choice = automatic.choose(inputs)
-        automatic.log(choice, mask)
-        backend = choice.backend
+        chosen = choose(inputs)
+        log(chosen, mask)
+        backend = chosen.backend
     else:
         require(backend, inputs)
     is_adaptive = mask.is_adaptive

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import masked_attention
-from ..attention.automatic import choose
+from ..attention.choice import choose
 from ..attention.inputs import Inputs, Options
 from ..masks import Causal, MaskExpression
 from ..masks.counting import count_pairs

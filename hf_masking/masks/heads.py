@@ -12,9 +12,9 @@ from .mask import Bounds, Composition, Difference, Intersection, Mask, MaskExpre
 class HeadMasks(MaskExpression):
     """Masks for groups of query heads: ``heads[window:64; causal]`` gives each half of the heads one of the two.
 
-    Mask m of M is for the m-th M-th of the heads, in order. Operators go inside: ``heads[a; b] | c`` is
-    ``heads[a|c; b|c]``, so this is always the outermost expression. It is not a `Mask`, because it has no pairs of its
-    own: ask each of ``heads``, or ``union`` for the pairs that any head allows.
+    The query heads are split into M equal contiguous groups; mask m is that of group m. Operators go inside:
+    ``heads[a; b] | c`` is ``heads[a|c; b|c]``, so this is always the outermost expression. It is not a `Mask`, because
+    it has no pairs of its own: ask each of ``heads``, or ``union`` for the pairs that any head allows.
 
     Parameters:
         masks: at least two static masks. Their number must divide the model's query heads.

@@ -60,7 +60,7 @@ class Batch:
         return live.any(0).nonzero()[:, 0]
 
     def documents(self, columns: Tensor) -> Documents:
-        """Return the documents of the new tokens as queries, and of the tokens in these columns ``[k]`` as keys."""
+        """Return positions and documents: of the new tokens as queries, and of these cached columns ``[k]`` as keys."""
         new = torch.arange(self.seen, self.seen + self.new, device=columns.device)
         positions = [self.positions(where).int() for where in (new, columns)]
         if self.ids is None:

@@ -8,8 +8,18 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from hf_masking import from_pretrained, mask_penalties, parse_mask, patch_model, register_mask, spec
-from hf_masking.adaptive import Features, LayerShape, Selection, Weighting
+from hf_masking import (
+    Features,
+    LayerShape,
+    Selection,
+    Weighting,
+    from_pretrained,
+    mask_penalties,
+    parse_mask,
+    patch_model,
+    register_mask,
+    spec,
+)
 from hf_masking.modeling import check_generation, check_model, is_learned
 
 from ..modeling.families import build, tokens

@@ -135,9 +135,9 @@ def test_what_does_not_fit_is_refused_while_compiling():
 
 
 def test_the_choice_is_logged_when_the_graph_is_made(caplog):
-    from hf_masking.attention import automatic
+    from hf_masking.attention.choice import _log_once
 
-    automatic._log_once.cache_clear()
+    _log_once.cache_clear()
     caplog.set_level("INFO", "hf_masking")
     for length, choice in ((SHORT, "runs 'sdpa'"), (LONG, "runs 'blockwise'")):
         caplog.clear()

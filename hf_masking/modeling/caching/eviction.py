@@ -45,7 +45,7 @@ class Eviction:
     layer_mask, window: the mask of the layer, and the model's own window there.
     reads: a static mask of what later queries read; None before the first call.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has evicted.
-    marked: cropped to fewer, it would lack tokens of a prefix or a span that others of it have seen.
+    marked: the least length to crop to that leaves no part of a bidirectional prefix or span.
     """
 
     def __init__(self, layer_mask: LayerMask, window: int | None) -> None:

@@ -58,7 +58,7 @@ class MaskedLayer(DynamicLayer):
 
     @property
     def columns(self) -> Tensor:
-        """The retained columns, in ascending order."""
+        """The retained columns, in ascending order; `Batch.positions` says which positions they are."""
         return self.buffer.columns
 
     @property

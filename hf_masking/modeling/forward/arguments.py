@@ -1,4 +1,4 @@
-"""Read the arguments of a forward into a `Batch`."""
+"""Read the arguments of a forward into a `Batch`: also those that the model itself does not know (`OWN`)."""
 
 from __future__ import annotations
 

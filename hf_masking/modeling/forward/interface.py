@@ -174,6 +174,7 @@ def warn_of_dense_attention_once() -> None:
 
 
 def _cache_layer(module: nn.Module, call: Running | None) -> MaskedLayer | None:
+    """Return the layer of the cache that this attention layer uses; None for no cache, or one that is not ours."""
     return None if call is None else layer_of(call.batch.cache, module)
 
 
@@ -206,7 +207,11 @@ def _documents(
     n_queries: int,
     n_keys: int,
 ) -> Documents:
-    """Return the documents in the mask slot; where a cache holds earlier keys, those of the keys that it retains."""
+    """Return the positions and documents of the queries and keys of this call.
+
+    The mask slot holds them, those of the keys of a static cache included. Where a `MaskedLayer` has evicted keys, the
+    slot holds those of the queries only, and `Batch.documents` knows those of the columns that the layer retains.
+    """
     if slot is not None and mask_slot.is_slot(slot, n_queries + n_keys):
         return mask_slot.decode(slot, n_keys)
     described = call is not None and call.batch.new == n_queries and mask_slot.is_slot(slot, n_queries)

@@ -1,4 +1,4 @@
-"""Read which tokens see each other bidirectionally: prefixes and marked spans, from wherever a caller gives them."""
+"""Read prefixes and marked spans: from ``prefix_lengths=``, ``span_ids=``, a cache with a prefix, or a prompt."""
 
 from __future__ import annotations
 

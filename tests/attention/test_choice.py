@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_masking.adaptive import Features
-from hf_masking.attention import BACKENDS, automatic, masked_attention
+from hf_masking.attention import BACKENDS, choice, dispatch, masked_attention
 from hf_masking.plan import Documents, document_mask
 
 from .problems import inputs
@@ -43,7 +43,7 @@ def test_auto_takes_what_is_faster_and_logs_once_why(spec, length, options, expe
     ran, attend = [], BACKENDS[expected].attend
     spy = replace(BACKENDS[expected], attend=lambda *a, **k: ran.append(expected) or attend(*a, **k))
     monkeypatch.setitem(BACKENDS, expected, spy)
-    automatic._log_once.cache_clear()
+    choice._log_once.cache_clear()
     query, key, value = inputs(length, batch=1, heads=1, key_heads=1, size=4)
     options = dict(options)
     query = query[:, :, -options.pop("queries", length) :]
@@ -60,7 +60,7 @@ def test_auto_takes_what_is_faster_and_logs_once_why(spec, length, options, expe
 
 
 def test_another_reason_is_logged_too(caplog):
-    automatic._log_once.cache_clear()
+    choice._log_once.cache_clear()
     with caplog.at_level(logging.INFO, "hf_masking"):
         for length, dropout in ((64, 0.0), (64, 0.1), (65, 0.0), (66, 0.1)):
             masked_attention(*inputs(length), "window:9", dropout=dropout)
@@ -76,6 +76,6 @@ def test_what_was_worked_out_to_choose_a_backend_serves_to_run_it(length, expect
         spy = lambda *a, name=name, original=original: asked.append(name) or original(*a)  # noqa: E731
         monkeypatch.setattr(document_mask, name, spy)
     chosen = []
-    monkeypatch.setattr(automatic, "log", lambda choice, mask: chosen.append(choice.backend))
+    monkeypatch.setattr(dispatch, "log", lambda choice, mask: chosen.append(choice.backend))
     masked_attention(*inputs(length, batch=1, heads=1, key_heads=1), "causal-sinks:1" if length == 200 else "window:64")
     assert chosen == [expected] and sorted(asked) == ["is_causal", "plan_of"]

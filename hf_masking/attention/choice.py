@@ -1,4 +1,4 @@
-"""The choice of a backend under ``backend="auto"``: the one expected to be the fastest of those that can do the job."""
+"""Choose a backend for ``backend="auto"``, by rules that are tried in order. A rule for a new backend goes here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 
 
 def choose(inputs: Inputs) -> Choice:
-    """Return the backend that is expected to be the fastest of those that can compute these inputs."""
+    """Return the backend of the first rule that fits; the last one compares the expected times of two backends."""
     if inputs.documents.scattered:
         return Choice("gathered", "the positions of the keys have gaps, as in a cache that has evicted keys")
     if inputs.query.shape[2] == 1:
