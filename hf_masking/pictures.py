@@ -5,12 +5,17 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import importlib.util
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .files import written_aside
+
+if TYPE_CHECKING:
+    from .comparison.results import Figure
+    from .evaluation.timing import Spread
 
 logger = logging.getLogger("hf_masking")
 _LABEL_HEIGHT, _LABEL_WIDTH = 10, 120  # points; labels within this distance are moved apart
@@ -76,6 +81,41 @@ def log_scale(axis: Any, ticks: Sequence[float] | None = None) -> None:
     axis.set_major_locator(MaxNLocator(6) if ticks is None else FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def draw_spreads(axes: Any, points: Mapping[float, Spread], name: str, color: Any, style: str = "-") -> None:
+    """Plot a series of figures with their interquartile ranges; no line is drawn through a disturbed point.
+
+    Parameters:
+        points: the figures by their place on the x-axis; disturbed ones become hollow markers.
+        style: of the lines between undisturbed neighbours.
+    """
+    for disturbed, group in itertools.groupby(sorted(points), key=lambda place: points[place].disturbed):
+        run = list(group)
+        medians = [points[place].median for place in run]
+        axes.errorbar(run, medians, _errors([points[place] for place in run]), **_bars(color))
+        line_style = {"linestyle": "none" if disturbed else style}
+        (line,) = axes.plot(run, medians, **line_style, **_marker(disturbed, color))
+    line.set_label(name)  # of the last run, at whose end it stands
+
+
+def draw_figure(axes: Any, x: Spread, y: Figure, name: str, color: Any) -> None:
+    """Plot one point with the interquartile range of x and the standard deviation of y; hollow if x is disturbed."""
+    axes.errorbar([x.median], [y.mean], xerr=_errors([x]), yerr=[y.deviation or 0], **_bars(color))
+    axes.plot([x.median], [y.mean], linestyle="none", label=name, **_marker(x.disturbed, color))
+
+
+def _errors(spreads: Sequence[Spread]) -> tuple[list[float], list[float]]:
+    below = [spread.median - spread.low for spread in spreads]
+    return below, [spread.high - spread.median for spread in spreads]
+
+
+def _bars(color: Any) -> dict[str, Any]:
+    return {"fmt": "none", "ecolor": color, "elinewidth": 1, "capsize": 2}
+
+
+def _marker(disturbed: bool, color: Any) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4, "color": color, "markerfacecolor": "white" if disturbed else color}
 
 
 def _name_lines(figure: Any, axes: Any) -> None:

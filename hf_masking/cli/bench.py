@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from ..comparison.break_even import pays_from
+from ..comparison.break_even import break_even_length, is_known
 from ..evaluation.benchmark import (
     IS_CAUSAL,
     RIVALS,
@@ -54,19 +54,19 @@ def run(options: BenchOptions) -> None:
     rows = [row for part in parts for row in _measure(part)]
     console = tables_beside(output)
     print_table(console, bench_report.grid(rows), _title(parts[0]))
-    for line in (*bench_report.failures(rows), *_verdicts(rows)):
+    for line in (*bench_report.notes(rows), *_verdicts(rows)):
         console.print(line, soft_wrap=True)
     if output is not None:
         document = {
             "options": [dataclasses.asdict(part) for part in parts],
             "machine": describe_machine(),
             "seconds": time.perf_counter() - started,
-            "rows": [dataclasses.asdict(row) for row in rows],
+            "rows": [row.document() for row in rows],
         }
         write_json(output, document)
         say_written(output)
     if output is not None and not is_stream(output):
-        parts_of_page = bench_report.grid(rows).markdown(), *bench_report.failures(rows)
+        parts_of_page = bench_report.grid(rows).markdown(), *bench_report.notes(rows)
         page = output.with_suffix(".md")
         write_markdown(page, _title(parts[0]), *parts_of_page)
         for path in (page, *bench_report.write_picture(output.with_suffix(".png"), rows, _title(parts[0]))):
@@ -140,10 +140,11 @@ def _measure(settings: BenchSettings) -> Iterator[Row]:
 
 
 def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
-    """Return one line per mask: its break-even length for training, against dense causal attention."""
+    """Yield one line per mask: its break-even length for training, against dense causal attention."""
     for mask in dict.fromkeys(row.mask for row in rows if row.backend not in RIVALS):
         if mask == "causal" or not any(row.backend == IS_CAUSAL for row in rows):
             continue
-        length = pays_from(rows, mask)
-        pays = f"breaks even at {length:,} tokens" if length else "does not break even at these lengths"
-        yield f"{mask}: {pays} (forward and backward, against {IS_CAUSAL})"
+        length = break_even_length(rows, mask)
+        breaks_even = f"breaks even at {length:,} tokens" if length else "does not break even at these lengths"
+        verdict = breaks_even if is_known(rows, mask) else "break-even not known, every measurement was disturbed"
+        yield f"{mask}: {verdict} (forward and backward, against {IS_CAUSAL})"

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import pictures
 from ..evaluation.benchmark import DENSE_MASK, IS_CAUSAL, RIVALS, Row
+from ..evaluation.timing import DISTURBED, Spread
 from ..tables import Grid
 
 Rows = Sequence[Row]
@@ -22,15 +23,16 @@ def _times(rows: Rows, row: Row, backend: str) -> str:
     rival = _rival(rows, row, backend)
     if rival is None or row is rival:
         return ""
-    ratios = [
-        f"{theirs / ours:.1f}x" if ours and theirs else "-"
-        for ours, theirs in ((row.forward, rival.forward), (row.both, rival.both))
-    ]
-    return " / ".join(ratios)
+    ratios = (ours.speed_up(theirs) for ours, theirs in zip(row.timings, rival.timings, strict=True))
+    return " / ".join("-" if ratio is None else ratio.text("{:.1f}", "x") for ratio in ratios)
 
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value * 1e3:,.1f}" if value < 1 else f"{value * 1e3:,.0f}"
+
+
+def _spread(seconds: Spread | None) -> str:
+    return "" if seconds is None else _seconds(seconds.median) + "*" * seconds.disturbed
 
 
 def _shares(row: Row) -> str:
@@ -43,8 +45,8 @@ def _touched(row: Row) -> str:
 
 
 COLUMNS: dict[str, Callable[[Rows, Row], str]] = {
-    "forward\nms": lambda rows, row: _seconds(row.forward),
-    "fwd+bwd\nms": lambda rows, row: _seconds(row.both),
+    "forward\nms": lambda rows, row: _spread(row.forward),
+    "fwd+bwd\nms": lambda rows, row: _spread(row.both),
     f"faster than\n{IS_CAUSAL}": lambda rows, row: _times(rows, row, IS_CAUSAL),
     "faster than\ndense mask": lambda rows, row: _times(rows, row, DENSE_MASK),
     "touched /\nallowed": lambda rows, row: _touched(row),
@@ -59,9 +61,9 @@ def grid(rows: Rows) -> Grid:
     return Grid(("length", "mask", "runs", *COLUMNS), cells)
 
 
-def failures(rows: Rows) -> list[str]:
-    """Return one line per row that failed, or whose memory could not be measured."""
-    lines = []
+def notes(rows: Rows) -> list[str]:
+    """Return what explains the marks of the table, and one line per row that failed or whose memory is not known."""
+    lines = [DISTURBED] if "*" in "".join(cell for row in grid(rows).rows for cell in row[3:]) else []
     for row in rows:
         name = f"{row.mask} by {row.runs}, {row.length:,} tokens"
         if row.error:
@@ -79,17 +81,18 @@ def _cells(rows: Rows, row: Row) -> list[str]:
 
 def write_picture(path: Path, rows: Rows, title: str) -> list[Path]:
     """Plot the time of forward and backward against length, log-log; return the paths that were written."""
-    lines: dict[str, dict[int, float]] = {}
+    series: dict[str, dict[float, Spread]] = {}
     for row in rows:
         if row.both is not None and (row.backend in RIVALS or row.backend == "auto"):
-            lines.setdefault(row.backend if row.backend in RIVALS else row.mask, {})[row.length] = row.both
+            series.setdefault(row.backend if row.backend in RIVALS else row.mask, {})[row.length] = row.both
 
     def draw(axes: Any) -> None:
-        for name, points in lines.items():
-            style, color = ("--", "0.5") if name in RIVALS else ("-o", pictures.colour_of(name))
-            axes.plot(list(points), list(points.values()), style, markersize=4, label=name, color=color)
-        axes.set(xlabel="tokens", ylabel="seconds", title=f"Time of forward and backward\n{title}")
-        pictures.log_scale(axes.xaxis, sorted({length for points in lines.values() for length in points}))
+        for name, points in series.items():
+            style, color = ("--", "0.5") if name in RIVALS else ("-", pictures.colour_of(name))
+            pictures.draw_spreads(axes, points, name, color, style)
+        note = " (interquartile range; hollow: disturbed)"
+        axes.set(xlabel="tokens", ylabel="seconds", title=f"Time of forward and backward{note}\n{title}")
+        pictures.log_scale(axes.xaxis, sorted({length for points in series.values() for length in points}))
         axes.tick_params("x", labelrotation=45)
         axes.set_yscale("log")
         axes.grid(alpha=0.3)

@@ -93,9 +93,9 @@ def _on_trial(trial: Trial, number: int, total: int) -> None:
 def _listener(folder: ComparisonFolder, as_json: bool) -> Listener:
     def on_report(report: Report) -> None:
         tables = errors if as_json else console
-        for grid in (report.quality(), report.details()):
+        for grid in report.grids:
             print_table(tables, grid)
-        for line in report.failures():
+        for line in report.notes():
             tables.print(line, soft_wrap=True)
         if as_json:
             write_json(Path("-"), report.document())

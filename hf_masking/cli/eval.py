@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
 from ..evaluation.loading import bos_of, check_vocabulary, load_tokenizer
+from ..evaluation.timing import DISTURBED
 from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import check_fits, label_of
@@ -95,13 +96,23 @@ def _row(model: PreTrainedModel, measured: Measurement) -> Row:
     if measured.error is not None:
         return named | {"error": reason_of(measured.error)}
     assert measured.result is not None
-    return named | dataclasses.asdict(measured.result) | {"tokens_per_second": measured.tokens_per_second}
+    assert measured.tokens_per_second is not None
+    speed = measured.tokens_per_second
+    return {
+        **named,
+        **dataclasses.asdict(measured.result),
+        "tokens_per_second": speed.median,
+        "tokens_per_second_quartiles": [speed.low, speed.high],
+        "disturbed": speed.disturbed,
+    }
 
 
 def _print(rows: Sequence[Row], title: str, console: Console) -> None:
     done = [row for row in rows if "error" not in row]
     print_table(console, _quality(done), title)
     print_table(console, _positions(done), "loss (nats) by position in the context")
+    if any(row["disturbed"] for row in done):
+        console.print(DISTURBED, soft_wrap=True)
     for row in rows:
         if "error" in row:
             console.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)
@@ -111,8 +122,8 @@ def _quality(rows: Sequence[Row]) -> Grid:
     cells = []
     for row in rows:
         bits = "unknown" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        figures = f"{row['perplexity']:.3f}", f"{row['nats_per_token']:.4f}", bits, f"{row['tokens_per_second']:,.0f}"
-        cells.append([row["runs"], *figures])
+        speed = f"{row['tokens_per_second']:,.0f}{'*' * row['disturbed']}"
+        cells.append([row["runs"], f"{row['perplexity']:.3f}", f"{row['nats_per_token']:.4f}", bits, speed])
     return Grid(("mask", "perplexity", "nats/token", "bits/byte", "tokens/s"), cells)
 
 

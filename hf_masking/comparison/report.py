@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.density import MOST_TOKENS
+from ..evaluation.timing import DISTURBED, Spread
 from ..files import write_json
 from ..machine import describe_machine
-from ..pictures import colour_of, log_scale, plain, write_picture
+from ..pictures import colour_of, draw_figure, log_scale, plain, write_picture
 from ..tables import Grid, write_markdown
 from .results import Figure, MaskResult, results_by_mask, segments
+from .speed import Speeds, Timings
 from .trials import Trial
 
 MEBI = 2**20
-_POINTS = 16  # of a line of losses by position
 _NONE = "-"
 
 
@@ -26,8 +28,8 @@ _NONE = "-"
 class Report:
     """The results of some masks; all are compared with the first one.
 
-    eval_speeds: tokens per second of evaluation under each mask, of interleaved runs.
-    pays_from: break-even length of each mask; None if it is not faster than dense attention up to ``longest``.
+    speeds: of training, evaluation and decoding under each mask, of interleaved runs.
+    break_even: break-even length of each mask; None if it is not faster than dense attention up to ``longest``.
     labels: the name of each mask's rows where it is not the spec: masks by layer, the model's own window.
     description: what makes the comparison itself, for the JSON.
     """
@@ -36,8 +38,8 @@ class Report:
     context: int
     masks: Sequence[str]
     trials: Sequence[Trial]
-    eval_speeds: Mapping[str, float | None]
-    pays_from: dict[str, int | None]
+    speeds: Speeds
+    break_even: dict[str, int | None]
     longest: int
     labels: Mapping[str, str] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
@@ -54,37 +56,63 @@ class Report:
         return [mask for mask in self.results if mask.trials]
 
     @property
-    def parts(self) -> list[range]:
-        return segments(self.context)
+    def grids(self) -> list[Grid]:
+        """Return all tables."""
+        return [self.quality(), self.speed(), self.positions()]
 
     def quality(self) -> Grid:
-        """Return the table of perplexity, speed and memory."""
+        """Return the table of perplexity and memory."""
+        first = self.results[0]
         columns: dict[str, Callable[[MaskResult], str]] = {
             "density": lambda mask: _number(mask.median("density"), "{:.1%}"),
             "perplexity\npatched": lambda mask: f"{mask.trials[0].patched:.2f}",
             "perplexity\nfine-tuned": lambda mask: _figure(mask.finetuned, "{:.2f}"),
-            "tokens/s\ntraining": lambda mask: _number(mask.median("train_tokens_per_second"), "{:,.0f}"),
-            "tokens/s\neval": lambda mask: _number(self.eval_speeds.get(mask.mask), "{:,.0f}"),
-            "peak\nMiB": lambda mask: _number(mask.median("peak_memory_bytes"), "{:,.0f}", MEBI),
-        }
-        return self._grid(columns)
-
-    def details(self) -> Grid:
-        """Return the table of the excess perplexity, the loss by position, the cache and the break-even length."""
-        first = self.results[0]
-        columns: dict[str, Callable[[MaskResult], str]] = {
             f"above\n{first.mask}": lambda mask: _NONE if mask is first else _figure(mask.excess(first), "{:+.2%}"),
+            "peak\nMiB": lambda mask: _number(mask.median("peak_memory_bytes"), "{:,.0f}", MEBI),
+            "cache\nMiB": lambda mask: _number(mask.median("cache_bytes"), "{:,.1f}", MEBI),
+            "cache\n/ full": _share_of_the_cache,
         }
-        for part in self.parts:
-            columns[f"loss at\n{part.start}-{part.stop - 1}"] = functools.partial(_loss, positions=part)
-        columns["cache\n/ full"] = _share_of_the_cache
-        columns["pays\nfrom"] = self._pays_from
         return self._grid(columns)
 
-    def _pays_from(self, mask: MaskResult) -> str:
-        if mask.mask not in self.pays_from:
+    def speed(self) -> Grid:
+        """Return the table of the speed-ups over the first mask, the time per decoded token, the break-even length."""
+        columns: dict[str, Callable[[MaskResult], str]] = {
+            "training\nspeed-up": lambda mask: self._speed(self.speeds.training, mask),
+            "evaluation\nspeed-up": lambda mask: self._speed(self.speeds.evaluation, mask),
+            "decoding\nms/token": self._milliseconds,
+            "break-\neven": self._break_even,
+        }
+        return self._grid(columns)
+
+    def positions(self) -> Grid:
+        """Return the table of the loss by position in the context."""
+        columns: dict[str, Callable[[MaskResult], str]] = {
+            f"loss at\n{part.start}-{part.stop - 1}": functools.partial(_loss, positions=part)
+            for part in segments(self.context)
+        }
+        return self._grid(columns)
+
+    def _speed_up(self, timings: Timings, mask: str) -> Spread | None:
+        first = self.masks[0]
+        return timings[mask].speed_up(timings[first]) if mask in timings and first in timings else None
+
+    def _speed(self, timings: Timings, mask: MaskResult) -> str:
+        """Return the speed-up over the first mask, and for this one tokens per second."""
+        if mask.mask == self.masks[0] and mask.mask in timings:
+            tokens = timings[mask.mask].per_second(1)
+            return _NONE if tokens is None else tokens.text("{:,.0f}", " tokens/s")
+        speed_up = self._speed_up(timings, mask.mask)
+        return _NONE if speed_up is None else speed_up.text("{:.2f}", "x", quartiles=True)
+
+    def _milliseconds(self, mask: MaskResult) -> str:
+        timing = self.speeds.decoding.get(mask.mask)
+        per_token = None if timing is None else timing.scaled(1e3)
+        return _NONE if per_token is None else per_token.text("{:,.2f}")
+
+    def _break_even(self, mask: MaskResult) -> str:
+        if mask.mask not in self.break_even:
             return _NONE
-        length = self.pays_from[mask.mask]
+        length = self.break_even[mask.mask]
         return f"> {self.longest:,}" if length is None else f"{length:,}"
 
     def _grid(self, columns: dict[str, Callable[[MaskResult], str]]) -> Grid:
@@ -96,17 +124,19 @@ class Report:
                 rows.append([self.name(mask), "failed", *[""] * (len(columns) - 1)])
         return Grid(("mask", *columns), rows)
 
-    def failures(self) -> list[str]:
-        """Return one line per mask with a failed trial: its error."""
-        return [f"{self.name(mask)} failed: {mask.error}" for mask in self.results if mask.error]
+    def notes(self) -> list[str]:
+        """Return what explains the marks of the tables, and one line per mask with a failed trial: its error."""
+        marked = any(cell.endswith("*") for row in self.speed().rows for cell in row)
+        failures = [f"{self.name(mask)} failed: {mask.error}" for mask in self.results if mask.error]
+        return [DISTURBED, *failures] if marked else failures
 
     def write(self, folder: Path) -> list[Path]:
         """Write report.json, report.md and the pictures speed, recovery and positions; return what was written."""
         figures = folder / "report.json"
         write_json(figures, self.document())
-        grids = self.quality().markdown(), self.details().markdown()
+        grids = [grid.markdown() for grid in self.grids]
         page = folder / "report.md"
-        write_markdown(page, self.title, *grids, *self.failures(), self.legend())
+        write_markdown(page, self.title, *grids, *self.notes(), self.legend())
         written = [figures, page]
         written += write_picture(folder / "speed.png", (8, 4), self._draw_speed, direct=True)
         written += write_picture(folder / "recovery.png", (8, 4), self._draw_recovery, direct=True)
@@ -123,10 +153,22 @@ class Report:
             **self.description,
             "machine": describe_machine(),
             "seconds": sum(trial.seconds or 0 for trial in self.trials),  # those of earlier runs included
-            "eval_tokens_per_second": dict(self.eval_speeds),
-            "pays_from": self.pays_from,
+            "speeds": {work: self._timings(timings) for work, timings in vars(self.speeds).items()},
+            "break_even": self.break_even,
             "runs": dict(self.labels),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+
+    def _timings(self, timings: Timings) -> dict[str, Any]:
+        """Return the speed of each mask as JSON: tokens per second, the speed-up, and what they were computed from."""
+        return {
+            mask: {
+                "tokens_per_second": _spread(timing.per_second(1)),
+                "speed_up": _spread(self._speed_up(timings, mask)),
+                "quiet_rounds": timing.quiet_rounds,
+                "seconds_per_token": timing.seconds,
+            }
+            for mask, timing in timings.items()
         }
 
     def legend(self) -> str:
@@ -134,24 +176,25 @@ class Report:
         seeds = max(len(mask.trials) for mask in self.results)
         spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", of one seed"
         shortened = f"; density of adaptive masks: over the first {MOST_TOKENS:,} tokens"
+        first = self.results[0].mask
         return (
-            f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {self.results[0].mask}: "
-            "relative excess in perplexity, paired by seed; loss: nats per token after fine-tuning, by the number of "
-            "tokens before the prediction; cache: bytes held after one context, spare room included, over those of "
-            "all keys and values; pays from: break-even length, the number of tokens from which attention, forward "
-            "and backward, is faster than dense causal attention (not measured for adaptive masks)."
+            f"Fine-tuned{spread}{shortened if self.context > MOST_TOKENS else ''}; above {first}: relative excess in "
+            "perplexity, paired by seed; cache: bytes held after one context, spare room included, also as a share of "
+            "those of all keys and values; training, evaluation: median speed-up (and quartiles) over "
+            f"{first}, whose tokens/s are given, before fine-tuning, paired by round of interleaved runs; decoding: "
+            "one token, with one context in the cache; break-even: the number of tokens from which attention, forward "
+            "and backward, is faster than dense causal attention (not measured for adaptive masks); loss: nats per "
+            "token after fine-tuning, by the number of tokens before the prediction."
         )
 
     def _draw_positions(self, axes: Any) -> None:
         """Plot the loss of each mask above the first one, by position in the context."""
         first, *others = self.measured
-        width = max(1, self.context // _POINTS)
-        places = [range(start, min(start + width, self.context)) for start in range(0, self.context, width)]
         for mask in others:
-            losses = [(mask.loss(place), first.loss(place)) for place in places]
+            losses = [(part, mask.loss(part), first.loss(part)) for part in segments(self.context, per_octave=2)]
             known = [
-                (place.start, mine - theirs)
-                for place, (mine, theirs) in zip(places, losses, strict=True)
+                (math.sqrt((part.start + 1) * part.stop), mine - theirs)
+                for part, mine, theirs in losses
                 if mine is not None and theirs is not None
             ]
             axes.plot(*zip(*known, strict=True), "-", label=self.name(mask), color=colour_of(mask.mask))
@@ -160,18 +203,19 @@ class Report:
             xlabel="tokens read",
             ylabel=f"loss above {first.mask} (nats)",
         )
+        log_scale(axes.xaxis, [part.stop for part in segments(self.context)])
         axes.grid(alpha=0.3)
 
     def _draw_speed(self, axes: Any) -> None:
-        """Plot the perplexity after fine-tuning against training speed."""
+        """Plot the perplexity after fine-tuning against the training speed-up, with the spread of both."""
         for mask in self.measured:
-            figure, speed = mask.finetuned, mask.median("train_tokens_per_second")
-            axes.errorbar(speed, figure.mean, yerr=figure.deviation, color=colour_of(mask.mask), label="_bar")
-            axes.plot([speed], [figure.mean], "o", markersize=8, label=self.name(mask), color=colour_of(mask.mask))
+            speed_up = self._speed_up(self.speeds.training, mask.mask)
+            if speed_up is not None:
+                draw_figure(axes, speed_up, mask.finetuned, self.name(mask), colour_of(mask.mask))
         axes.set(
-            title=self._heading("Perplexity after fine-tuning and speed of training"),
-            xlabel="training, tokens/s",
-            ylabel="perplexity (lower is better)",
+            title=self._heading("Perplexity after fine-tuning against training speed"),
+            xlabel=f"training speed-up over {self.results[0].mask} (interquartile range; hollow: disturbed)",
+            ylabel="perplexity",
         )
         axes.margins(0.2)
         log_scale(axes.yaxis)
@@ -214,6 +258,10 @@ def progress(trial: Trial, number: int, total: int) -> str:
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
     return _NONE if value is None else form.format(value / unit)
+
+
+def _spread(figure: Spread | None) -> dict[str, Any] | None:
+    return None if figure is None else dataclasses.asdict(figure)
 
 
 def _figure(figure: Figure | None, form: str) -> str:

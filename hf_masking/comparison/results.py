@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .trials import Trial
 
-_BEGINNING = 64  # tokens that have little context to be predicted from
+_OCTAVES = 5
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,14 @@ def results_by_mask(masks: Sequence[str], trials: Sequence[Trial]) -> list[MaskR
     return results
 
 
-def segments(context: int) -> list[range]:
-    """Return the parts of a context that the report tells apart: its first tokens, then its four quarters."""
-    first = min(_BEGINNING, math.ceil(context / 8))
-    edges = sorted({0, first, *(context * quarter // 4 for quarter in range(1, 5))})
-    return [range(start, stop) for start, stop in itertools.pairwise(edges)]
+def segments(context: int, per_octave: int = 1) -> list[range]:
+    """Return log-spaced parts of a context: five octaves, each twice as long as the one before, and what is below.
+
+    Parameters:
+        per_octave: in how many parts each octave is cut.
+    """
+    edges = {round(context * 2 ** (-step / per_octave)) for step in range(_OCTAVES * per_octave + 1)}
+    return [range(start, stop) for start, stop in itertools.pairwise(sorted({0, *edges}))]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

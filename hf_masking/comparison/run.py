@@ -25,10 +25,10 @@ from ..files import digest
 from ..modeling import check_fits, label_of, patch_model, shape_of, unpatch_model
 from ..training import Contexts
 from .break_even import break_even
-from .eval_speed import eval_speeds
 from .folder import ComparisonFolder
 from .report import Report
 from .small_model import SMALL, small_model, small_outline, small_tokenizer
+from .speed import speeds
 from .trial_settings import TrialSettings
 from .trials import Experiment, Tell, Trial, try_masks
 
@@ -130,8 +130,8 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
             context=request.settings.context,
             masks=request.masks,
             trials=trials,
-            eval_speeds=eval_speeds(experiment, request.masks),
-            pays_from=in_own_process(_break_even, experiment, request.masks, request.longest),
+            speeds=speeds(experiment, request.masks),
+            break_even=in_own_process(_break_even, experiment, request.masks, request.longest),
             longest=request.longest,
             labels=labels,
             description=description,

@@ -79,7 +79,6 @@ class Trial:
     recovery: dict[int, float] = field(default_factory=dict)
     by_position: tuple[float | None, ...] = ()
     bits_per_byte: float | None = None
-    train_tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     cache_bytes: int | None = None
     full_cache_bytes: int | None = None
@@ -135,7 +134,6 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         recovery=trained.evaluations,
         by_position=evaluations[-1].by_position,
         bits_per_byte=evaluations[-1].bits_per_byte,
-        train_tokens_per_second=trained.tokens_per_second,
         peak_memory_bytes=peak_memory(model.device),
         cache_bytes=cache.held_bytes,
         full_cache_bytes=cache.full_bytes,

@@ -1,14 +1,11 @@
-"""Benchmark attention: time and memory of masks against dense attention, in one run.
-
-The repeats of all contenders are interleaved, so that a slow phase of the machine slows all of them alike.
-"""
+"""Benchmark attention: time and memory of masks against dense attention, in one run."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +20,9 @@ from ..plan import Documents, Lengths, plan_of
 from ..spec import parse_mask
 from .memory import peak_memory
 from .process import in_own_process
+from .timing import MATRIX, Spread, Timing, interleaved, matrix_product, timed
 
 RIVALS = IS_CAUSAL, DENSE_MASK = "sdpa is_causal", "sdpa dense mask"
-_FEWEST_SECONDS = 0.02  # short calls are repeated until their total reaches this
-_MATRIX = 2048
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,11 @@ class Contender:
 
 @dataclass
 class Row:
-    """The measurements of a contender at one length; the lists of seconds have one entry per round."""
+    """The measurements of a contender at one length.
+
+    forward_seconds, both_seconds: one entry per round that counts, the same rounds for all rows of a length.
+    quiet_rounds: how many rounds were quiet; None if nobody looked.
+    """
 
     length: int
     mask: str
@@ -73,6 +73,7 @@ class Row:
     ran: str | None = None
     forward_seconds: list[float] = field(default_factory=list)
     both_seconds: list[float] = field(default_factory=list)
+    quiet_rounds: int | None = None
     forward_share: float | None = None
     both_share: float | None = None
     plan_seconds: float | None = None
@@ -88,12 +89,26 @@ class Row:
         return self.backend if self.ran in (None, self.backend) else f"{self.backend}: {self.ran}"
 
     @property
-    def forward(self) -> float | None:
-        return statistics.median(self.forward_seconds) if self.forward_seconds else None
+    def timings(self) -> tuple[Timing, Timing]:
+        """Return the times of a forward, and of a forward and a backward."""
+        both = self.forward_seconds, self.both_seconds
+        forward, backward_too = (Timing(tuple(seconds), self.quiet_rounds) for seconds in both)
+        return forward, backward_too
 
     @property
-    def both(self) -> float | None:
-        return statistics.median(self.both_seconds) if self.both_seconds else None
+    def forward(self) -> Spread | None:
+        """Return the seconds of a forward."""
+        return self.timings[0].spread
+
+    @property
+    def both(self) -> Spread | None:
+        """Return the seconds of a forward and a backward."""
+        return self.timings[1].spread
+
+    def document(self) -> dict[str, Any]:
+        """Return the row as JSON: its fields, and the spread of both times."""
+        spreads = {"forward": self.forward, "both": self.both}
+        return asdict(self) | {name: spread and asdict(spread) for name, spread in spreads.items()}
 
 
 def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[Row]:
@@ -103,23 +118,17 @@ def measure(shape: Shape, contenders: Sequence[Contender], rounds: int) -> list[
     """
     inputs = shape.inputs(requires_grad=True)
     grad_out = torch.ones(shape.batch, shape.heads, shape.length, shape.head_size).to(inputs[0])
-    runs = [_runnable(contender, shape) for contender in contenders]
     rows = [_row(contender, shape) for contender in contenders]
-    rates = []
-    for turn in range(rounds + 1):  # the first round warms up
-        rates.append(_matrix_rate(shape))
-        for contender, run, row in zip(contenders, runs, rows, strict=True):
-            if row.error is None:
-                try:
-                    _time(contender, run, row, inputs, grad_out, count=turn > 0)
-                except (RuntimeError, ValueError) as error:
-                    row.error = next(iter(str(error).splitlines()), type(error).__name__)
-    rate = statistics.median(rates[1:])
-    for row in rows:
+    calls = [_calls(contender, _runnable(contender, shape), inputs, grad_out) for contender in contenders]
+    device, calibration = inputs[0].device, matrix_product(shape.device, shape.dtype)
+    timings = iter(interleaved([timed(call, device) for pair in calls for call in pair], rounds, calibration))
+    rate = 2 * MATRIX**3 / calibration.best
+    for row, pair in zip(rows, calls, strict=True):
+        _fill(row, [next(timings) for _ in pair])
         work = 4 * row.allowed_pairs * shape.head_size * shape.heads * shape.batch
-        row.forward_share = work / row.forward / rate if row.forward else None
+        row.forward_share = work / row.forward.median / rate if row.forward else None
         # The backward pass takes five matrix products, the forward pass two.
-        row.both_share = 3.5 * work / row.both / rate if row.both else None
+        row.both_share = 3.5 * work / row.both.median / rate if row.both else None
     return rows
 
 
@@ -187,15 +196,11 @@ def _row(contender: Contender, shape: Shape) -> Row:
     return row
 
 
-def _time(
-    contender: Contender,
-    run: Callable[..., Tensor],
-    row: Row,
-    inputs: list[Tensor],
-    grad_out: Tensor,
-    *,
-    count: bool,
-) -> None:
+def _calls(
+    contender: Contender, run: Callable[..., Tensor], inputs: list[Tensor], grad_out: Tensor
+) -> list[Callable[[], None]]:
+    """Return what is timed: a forward, and a forward with a backward where there is one."""
+
     def forward() -> None:
         with torch.no_grad():
             run(*inputs)
@@ -205,33 +210,19 @@ def _time(
             tensor.grad = None
         run(*inputs).backward(grad_out)
 
-    seconds = _seconds(forward, inputs[0].device)
-    if count:
-        row.forward_seconds.append(seconds)
-    if contender.backend == "flex" and inputs[0].device.type == "cpu":
-        return  # no backward there
-    seconds = _seconds(both, inputs[0].device)
-    if count:
-        row.both_seconds.append(seconds)
+    has_backward = contender.backend != "flex" or inputs[0].device.type != "cpu"
+    return [forward, both] if has_backward else [forward]
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call, averaged over as many calls as a measurement takes."""
-    calls, elapsed = 0, 0.0
-    while elapsed < _FEWEST_SECONDS:
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elapsed += time.perf_counter() - started
-        calls += 1
-    return elapsed / calls
-
-
-def _matrix_rate(shape: Shape) -> float:
-    """Return the floating-point operations per second of a large matrix product in the same precision."""
-    matrix = torch.randn(_MATRIX, _MATRIX, dtype=getattr(torch, shape.dtype), device=shape.device)
-    return 2 * _MATRIX**3 / _seconds(lambda: torch.mm(matrix, matrix), matrix.device)
+def _fill(row: Row, timings: Sequence[Timing]) -> None:
+    """Write the times of forward, and of forward and backward, into a row; or the error that stopped one of them."""
+    error = next((timing.error for timing in timings if timing.error is not None), None)
+    if error is not None:
+        row.error = next(iter(str(error).splitlines()), type(error).__name__)
+        return
+    row.quiet_rounds = timings[0].quiet_rounds
+    for seconds, timing in zip((row.forward_seconds, row.both_seconds), timings, strict=False):
+        seconds.extend(timing.seconds)
 
 
 def _peaks(shape: Shape, contender: Contender) -> tuple[int, int, int]:

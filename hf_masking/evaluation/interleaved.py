@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..modeling import evaluating
 from .scoring import Perplexity, Tally, Window, WindowedText
+from .timing import Spread, Timing, interleaved, matrix_product, seconds_of_one
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measurement of a model, or the error that stopped it."""
+    """The measurement of a model, or the error that stopped it. The speed is spread over the batches."""
 
     result: Perplexity | None = None
-    tokens_per_second: float | None = None
+    tokens_per_second: Spread | None = None
     error: Exception | None = None
 
 
@@ -29,81 +27,53 @@ def side_by_side(
     text: WindowedText,
     *,
     text_bytes: int | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Measurement]:
     """Measure every model on the same batches, interleaved: each batch by all models, in a rotating order.
 
     One batch of each model is run before the clock starts. A model that raises an exception is left out from then on;
-    the others continue.
+    the others continue. A batch is scored once: rounds in which the machine was busy are not repeated.
 
     Parameters:
         models: causal models, which may share weights.
         text_bytes: length of the text in UTF-8, for bits per byte.
         on_progress: called with the number of tokens that one of the models has just scored.
     """
-    runs = [_Run(model, text) for model in models]
+    batches = list(text.batches())
+    scored = [len(batch) * batch[0].scored for batch in batches]
+    runs = [_Run(model, text, batches) for model in models]
     with ExitStack() as modes:
-        for run in runs:
-            modes.enter_context(evaluating(run.model))
-            run.warm_up()
-        for turn, batch in enumerate(text.batches()):
-            first = turn % len(runs)
-            for run in runs[first:] + runs[:first]:
-                run.score(batch)
-                if on_progress is not None:
-                    on_progress(len(batch) * batch[0].scored)
-    return [run.measurement(text_bytes) for run in runs]
+        for model in models:
+            modes.enter_context(evaluating(model))
+        timings = interleaved(
+            [run.score for run in runs],
+            len(batches),
+            matrix_product(str(next(models[0].parameters()).device)),
+            patience=0,
+            on_turn=lambda turn: on_progress(scored[turn]),
+        )
+    return [run.measurement(timing, text_bytes) for run, timing in zip(runs, timings, strict=True)]
 
 
 class _Run:
     """A model on its way through a text."""
 
-    def __init__(self, model: nn.Module, text: WindowedText) -> None:
-        self.model, self.text = model, text
-        self.start()
-        self.error: Exception | None = None
+    def __init__(self, model: nn.Module, text: WindowedText, batches: Sequence[list[Window]]) -> None:
+        self.model, self.text, self.batches = model, text, batches
+        self.tally, self.next = Tally(text.context), 0
 
-    def start(self) -> None:
-        self.tally, self.seconds = Tally(self.text.context), 0.0
+    def score(self, turn: int) -> float:
+        """Score a batch, and return the seconds per token."""
+        batch = self.batches[turn]
+        losses: list[Tensor] = []
+        # Moving the losses to the CPU waits for the GPU.
+        seconds = seconds_of_one(lambda: losses.append(self.text.losses(self.model, batch).cpu()))
+        if turn == self.next:  # the warm-up scores the first batch before its turn
+            self.tally.add(batch, losses[0])
+            self.next += 1
+        return seconds / losses[0].numel()
 
-    def warm_up(self) -> None:
-        self.score(next(self.text.batches()))
-        self.start()
-
-    def score(self, batch: list[Window]) -> None:
-        if self.error is not None:
-            return
-        with _no_garbage_collection():
-            started = time.perf_counter()
-            try:
-                # Adding moves the losses to the CPU, which waits for the GPU.
-                self.tally.add(batch, self.text.losses(self.model, batch))
-            except Exception as error:  # whatever it is, the row reports it
-                self.error = error
-                _clear_frames(error)
-            self.seconds += time.perf_counter() - started
-
-    def measurement(self, text_bytes: int | None) -> Measurement:
-        if self.error is not None:
-            return Measurement(error=self.error)
-        result = self.tally.result(text_bytes)
-        return Measurement(result, result.tokens / self.seconds)
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Release the tensors of a failed forward, which its frames hold: memory may be what it lacked."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turn off garbage collection: with equal work it would hit the same model each time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    def measurement(self, timing: Timing, text_bytes: int | None) -> Measurement:
+        if timing.error is not None:
+            return Measurement(error=timing.error)
+        return Measurement(self.tally.result(text_bytes), timing.per_second(1))

@@ -25,7 +25,7 @@ class BenchSettings:
     batch: int = option(1, "rows of the batch")
     dtype: str = option("float32", f"one of {', '.join(DTYPES)}")
     device: str = option("cpu", "cpu or cuda")
-    rounds: int = option(5, "repeats, interleaved over all backends and masks")
+    rounds: int = option(5, "quiet rounds, interleaved over all backends and masks; 3 or more give a spread")
     dense_up_to: int = option(8192, "the greatest length at which dense attention with a mask is measured")
     causal_up_to: int = option(16384, "the greatest length at which dense causal attention is measured")
     flex_up_to: int = option(0, "the greatest length at which compiled FlexAttention is measured; 0: never")
@@ -38,8 +38,8 @@ PRESETS: dict[str, list[BenchSettings]] = {
         BenchSettings(mask=["causal", "window:64"], length=[128, 256, 512], rounds=9, dense_up_to=512),
         BenchSettings(mask=README_MASKS, length=[1024, 2048, 4096], memory_from=8192, rounds=3),
         BenchSettings(mask=README_MASKS, length=[8192], memory_from=8192, flex_up_to=8192, rounds=3),
-        BenchSettings(mask=["window:512", *README_MASKS[:-1]], length=[16384], rounds=2, memory_from=131072),
-        BenchSettings(mask=README_MASKS[:-1], length=[131072], rounds=1),
+        BenchSettings(mask=["window:512", *README_MASKS[:-1]], length=[16384], rounds=3, memory_from=131072),
+        BenchSettings(mask=README_MASKS[:-1], length=[131072], rounds=3),
     ],
 }
 
