@@ -6,8 +6,6 @@ python scripts/bench_adaptive.py --output docs/bench_adaptive.json
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from hf_masking import masked_attention, parse_mask
 from hf_masking.adaptive import Features, TopBlocks
 from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.evaluation.timing import Timing, interleaved, matrix_product, timed
 from hf_masking.files import write_json
 from hf_masking.machine import describe_machine
 from hf_masking.plan import Documents
@@ -33,14 +32,28 @@ IS_CAUSAL = "SDPA is_causal"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A measurement: median seconds, speed-up over dense attention, and computed over allowed pairs."""
+    """A measurement: median seconds, speed-up over dense attention, and computed over allowed pairs.
+
+    disturbed: the machine was busy with something else; so one of the two figures cannot be trusted.
+    """
 
     mask: str
     what: str
     length: int
     seconds: float
+    quartiles: tuple[float, float]
     times_dense: float
+    disturbed: bool
     computed_over_allowed: float | None = None
+
+    @classmethod
+    def of(cls, mask: str, what: str, length: int, timing: Timing, dense: Timing, share: float | None) -> Result:
+        seconds, speed_up = timing.spread, timing.speed_up(dense)
+        if seconds is None or speed_up is None:
+            raise timing.error or dense.error or RuntimeError(f"{mask} was not measured")
+        disturbed = seconds.disturbed or speed_up.disturbed
+        quartiles = seconds.low, seconds.high
+        return cls(mask, what, length, seconds.median, quartiles, speed_up.median, disturbed, share)
 
 
 def inputs(queries: int, keys: int, gradients: bool) -> list[Tensor]:
@@ -49,16 +62,10 @@ def inputs(queries: int, keys: int, gradients: bool) -> list[Tensor]:
     return [torch.randn(1, HEADS, *shape, SIZE, generator=draw).requires_grad_(gradients) for shape in shapes]
 
 
-def take_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each call; the first round, which allocates memory and plans, does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+def side_by_side(contenders: dict[str, Callable[[], None]], rounds: int, amount: int = 1) -> dict[str, Timing]:
+    """Return the seconds per unit of the ``amount`` that each call does, of interleaved runs."""
+    turns = [timed(run, torch.device("cpu"), amount) for run in contenders.values()]
+    return dict(zip(contenders, interleaved(turns, rounds, matrix_product()), strict=True))
 
 
 def forward_and_backward(mask: str, tensors: list[Tensor], features: list[Features]) -> Callable[[], None]:
@@ -107,12 +114,11 @@ def training(masks: list[str], length: int, rounds: int) -> list[Result]:
     tensors = inputs(length, length, True)
     features = {mask: shrunk(mask) if "span" in mask else [] for mask in masks}
     contenders = {mask: forward_and_backward(mask, tensors, features.get(mask, [])) for mask in [IS_CAUSAL, *masks]}
-    seconds = take_turns(contenders, rounds)
+    timings = side_by_side(contenders, rounds)
     results = []
-    for mask in seconds:
+    for mask, timing in timings.items():
         share = None if mask == IS_CAUSAL else computed_over_allowed(mask, tensors, features[mask])
-        dense = seconds[IS_CAUSAL] / seconds[mask]
-        results.append(Result(mask, "forward and backward", length, seconds[mask], dense, share))
+        results.append(Result.of(mask, "forward and backward", length, timing, timings[IS_CAUSAL], share))
     return results
 
 
@@ -136,10 +142,9 @@ def decoding(masks: list[str], length: int, rounds: int, steps: int) -> list[Res
 
         return run
 
-    seconds = take_turns({"SDPA": dense, **{mask: step(mask) for mask in masks}}, rounds)
+    timings = side_by_side({"SDPA": dense, **{mask: step(mask) for mask in masks}}, rounds, steps)
     return [
-        Result(mask, "a step of decoding", length, taken / steps, seconds["SDPA"] / taken)
-        for mask, taken in seconds.items()
+        Result.of(mask, "a step of decoding", length, timing, timings["SDPA"], None) for mask, timing in timings.items()
     ]
 
 
@@ -148,7 +153,7 @@ def main(
     choice_length: Annotated[int, typer.Option(help="tokens at which chosen blocks are trained")] = 16384,
     span_length: Annotated[int, typer.Option(help="tokens at which spans are trained")] = 8192,
     context: Annotated[int, typer.Option(help="tokens in the cache of a step of decoding")] = 32768,
-    rounds: Annotated[int, typer.Option(help="repeats, interleaved over all contenders")] = 15,
+    rounds: Annotated[int, typer.Option(help="quiet rounds, interleaved over all contenders")] = 15,
 ) -> None:
     """Measure the cost of adaptive masks against dense attention."""
     silence_libraries()
@@ -158,7 +163,8 @@ def main(
     for row in results:
         share = "" if row.computed_over_allowed is None else f", {row.computed_over_allowed:.2f} computed over allowed"
         typer.echo(
-            f"{row.mask}: {row.what} at {row.length:,}: {row.seconds * 1e3:,.2f} ms, {row.times_dense:.2f}x{share}",
+            f"{row.mask}: {row.what} at {row.length:,}: {row.seconds * 1e3:,.2f} ms, {row.times_dense:.2f}x{share}"
+            f"{', disturbed' * row.disturbed}",
         )
     if output is not None:
         rows = [dataclasses.asdict(row) for row in results]

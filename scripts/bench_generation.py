@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import statistics
-import time
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,9 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedMo
 from transformers.cache_utils import Cache
 
 from hf_masking import patch_model
+from hf_masking.evaluation.decoding import seconds_per_token
 from hf_masking.evaluation.loading import silence_libraries
+from hf_masking.evaluation.timing import Contender, interleaved, matrix_product
 from hf_masking.files import write_json
 from hf_masking.machine import describe_machine
 from hf_masking.modeling.caching.adopt import adopt
@@ -33,6 +34,8 @@ class Result:
     context: int
     cache: str
     milliseconds_per_token: float
+    quartiles: tuple[float, float]
+    disturbed: bool
     tokens_per_second: float
     cache_bytes: int
 
@@ -62,36 +65,30 @@ def contenders(
     return caches
 
 
-@torch.inference_mode()
-def seconds_of_a_step(model: PreTrainedModel, cache: Cache, column: int) -> float:
-    # The mask, since a static cache that is not told of it looks at its empty columns as well.
-    arguments = {
-        "attention_mask": torch.ones(1, column + 1, dtype=torch.long),
-        "position_ids": torch.tensor([[column]]),
-    }
-    started = time.perf_counter()
-    model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, **arguments)
-    return time.perf_counter() - started
+def decoding(model: PreTrainedModel, cache: Cache, context: int, steps: int) -> Contender:
+    """Return a contender that decodes a few tokens in each turn, after those of its turns before."""
+    columns = itertools.count(context, steps)
+    return lambda turn: seconds_per_token(model, cache, next(columns), steps)
 
 
 def measure(model: PreTrainedModel, masked: PreTrainedModel, context: int, rounds: int, steps: int) -> list[Result]:
-    """Return the median time of a step; each round runs a few steps of each contender."""
+    """Return the time of a step; each round runs a few steps of each contender."""
     caches = contenders(model, masked, context)
-    times: dict[str, list[float]] = {name: [] for name in caches}
-    for number in range(rounds):
-        for name, (used, cache) in caches.items():
-            first = context + number * steps
-            taken = [seconds_of_a_step(used, cache, column) for column in range(first, first + steps)]
-            times[name] += taken[1:]  # the first one of a round finds another's data in the processor's caches
+    turns = [decoding(used, cache, context, steps) for used, cache in caches.values()]
+    spare = ROOM // steps - rounds - 1  # further turns for which the static cache has room
+    timings = interleaved(turns, rounds, matrix_product(), patience=max(0, min(rounds, spare)))
     results = []
-    for name, (_, cache) in caches.items():
+    for (name, (_, cache)), timing in zip(caches.items(), timings, strict=True):
+        spread = timing.scaled(1e3)
+        if spread is None:
+            raise timing.error or RuntimeError(f"{name} was not measured")
         held = {
             x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
             for k in cache.layers
             for x in (k.keys, k.values)
         }
-        median = statistics.median(times[name])
-        results.append(Result(context, name, median * 1000, 1 / median, sum(held.values())))
+        quartiles, speed = (spread.low, spread.high), 1e3 / spread.median
+        results.append(Result(context, name, spread.median, quartiles, spread.disturbed, speed, sum(held.values())))
     return results
 
 
@@ -116,6 +113,7 @@ def main(
         for row in rows:
             size = f"{row.cache_bytes / 2**20:,.1f} MiB"
             line = f"{length:,} tokens, {row.cache}: {row.milliseconds_per_token:.1f} ms a token, {size}"
+            line += ", disturbed" * row.disturbed
             typer.echo(line)
         results += rows
     if output is not None:

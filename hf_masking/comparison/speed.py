@@ -113,7 +113,7 @@ class _Decoder:
     @torch.inference_mode()
     def filled(self) -> DynamicCache:
         cache = DynamicCache(config=self.model.config)
-        self.model(self.prompt, past_key_values=cache, use_cache=True)
+        self.model(input_ids=self.prompt, past_key_values=cache, use_cache=True)
         return cache
 
 

@@ -23,10 +23,7 @@ import torch
 TOLERANCE = 0.25  # of the best calibration
 WIDEST = 0.15  # the interquartile range of an undisturbed figure, as a share of its median
 FEWEST_ROUNDS = 3  # quiet ones, below which a figure has no spread to speak of
-DISTURBED = (
-    f"* disturbed: fewer than {FEWEST_ROUNDS} rounds were quiet, or the interquartile range is above {WIDEST:.0%} of "
-    "the median"
-)
+DISTURBED = f"* disturbed: fewer than {FEWEST_ROUNDS} quiet rounds, or quartiles more than {WIDEST:.0%} apart"
 MATRIX = 1024
 _FEWEST_SECONDS = 0.02  # short calls are repeated until their total reaches this
 

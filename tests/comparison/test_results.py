@@ -22,8 +22,12 @@ def test_seeds_are_paired():
 
 
 def test_losses_are_told_by_position():
-    assert segments(512) == [range(64), range(64, 128), range(128, 256), range(256, 384), range(384, 512)]
-    assert segments(16) == [range(2), range(2, 4), range(4, 8), range(8, 12), range(12, 16)]
+    assert [part.stop for part in segments(8192)] == [256, 512, 1024, 2048, 4096, 8192]
+    assert [part.stop for part in segments(100)] == [3, 6, 12, 25, 50, 100]
+    assert [part.stop for part in segments(5)] == [1, 2, 5]
+    assert [part.stop for part in segments(64, per_octave=2)][-5:] == [16, 23, 32, 45, 64]
+    for context in (1, 5, 512):
+        assert [place for part in segments(context) for place in part] == list(range(context))
     trials = [trial("causal", seed, 9.0, by_position=(None, seed + 1.0, 3.0)) for seed in range(2)]
     (causal,) = results_by_mask(["causal"], trials)
     assert causal.loss(range(2)) == 1.5

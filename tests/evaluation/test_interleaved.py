@@ -7,6 +7,7 @@ import torch
 
 from hf_masking import patch_model, perplexity
 from hf_masking.evaluation import WindowedText, side_by_side
+from hf_masking.evaluation.timing import Calibration, Spread
 from hf_masking.modeling import sharing_weights
 
 from ..modeling.families import build, tokens
@@ -40,7 +41,7 @@ def test_the_same_as_one_by_one(models):
     measured = side_by_side(models, text, text_bytes=300, on_progress=scored.append)
     for model, measurement in zip(models, measured, strict=True):
         assert measurement.result == perplexity(model, ids, context=16, stride=7, batch_size=3, text_bytes=300)
-        assert measurement.tokens_per_second > 0 and measurement.error is None
+        assert measurement.tokens_per_second.median > 0 and measurement.error is None
     assert sum(scored) == 3 * 99
 
 
@@ -61,10 +62,12 @@ def test_what_fails_is_left_out_and_the_others_go_on(models, monkeypatch):
 
 
 def test_warming_up_is_not_counted(models, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("hf_masking.evaluation.interleaved.time.perf_counter", lambda: next(clock))
+    clock = iter([0, 100, *range(200, 1000)])
+    monkeypatch.setattr("hf_masking.evaluation.interleaved.matrix_product", lambda device: Calibration(lambda: 1.0))
+    monkeypatch.setattr("hf_masking.evaluation.timing.time.perf_counter", lambda: next(clock))
     (measured,) = side_by_side(models[:1], WindowedText(torch.arange(65) % 97, 16, None, None, 1))
-    assert measured.tokens_per_second == 64 / 4
+    assert measured.tokens_per_second == Spread(16, 16, 16)
+    assert measured.result.tokens == 64
 
 
 def test_what_a_failed_forward_held_is_released(models):
