@@ -2,7 +2,7 @@
 
 A fixed matrix product is timed before and after each round. A round beside a product that is slower than the best one
 by more than ``TOLERANCE`` is disturbed: another round is run for it, as often as ``patience`` allows, and only
-quiet rounds count. A figure that still varies too much, or rests on too few quiet rounds, is marked as disturbed.
+quiet rounds count, unless too few are left. A figure that still varies too much, or rests on too few quiet rounds, is marked as disturbed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Spread:
 class Timing:
     """The seconds of a contender, or the error that stopped it.
 
-    seconds: one entry per round that counts: the quiet rounds, or all of them if none was quiet.
+    seconds: one entry per round that counts: the quiet rounds, or all of them if too few were quiet.
     quiet_rounds: how many rounds were quiet; None if nobody looked.
     """
 
@@ -178,7 +178,8 @@ class _Entrant:
     def timing(self, quiet: Sequence[int], all_rounds: Sequence[int]) -> Timing:
         if self.error is not None:
             return Timing(error=self.error)
-        return Timing(tuple(self.seconds[turn] for turn in quiet or all_rounds), len(quiet))
+        counted = quiet if len(quiet) >= FEWEST_ROUNDS else all_rounds
+        return Timing(tuple(self.seconds[turn] for turn in counted), len(quiet))
 
 
 def timed(call: Callable[[], object], device: torch.device, amount: int = 1) -> Contender:

@@ -265,9 +265,9 @@ def test_compare_ones_own_model(run, model_folder, text_file, tmp_path, monkeypa
         "--output", output,
     ]  # fmt: skip
     code, out, err = run(*arguments, "--mask", "window:4|sinks:1", "--seeds", "2")
+    assert code == 1, err
     report = json.loads((output / "report.json").read_text())
     causal, killed, window = report["trials"][:3]
-    assert code == 1
     assert [trial["seed"] for trial in report["trials"]] == [0, 0, 0, 1, 1, 1]
     assert killed["error"] == "its process was killed"
     # Below the tables: a row has no room for it.
