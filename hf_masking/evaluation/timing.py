@@ -2,7 +2,8 @@
 
 A fixed matrix product is timed before and after each round. A round beside a product that is slower than the best one
 by more than ``TOLERANCE`` is disturbed: another round is run for it, as often as ``patience`` allows, and only
-quiet rounds count, unless too few are left. A figure that still varies too much, or rests on too few quiet rounds, is marked as disturbed.
+quiet rounds count, unless too few are left. A figure that still varies too much, or has too few quiet rounds, is
+marked as disturbed.
 """
 
 from __future__ import annotations
