@@ -3,7 +3,7 @@
 from .adaptive import AdaptiveSpan, Features, LayerShape, Relevance, Selection, TopBlocks, Weighting
 from .attention import masked_attention
 from .errors import UnsupportedModelError
-from .evaluation import perplexity
+from .evaluation import perplexity, probe, probe_task
 from .masks import (
     BlockCausal,
     BlockLocal,
@@ -78,6 +78,8 @@ __all__ = [
     "patch_model",
     "patched",
     "perplexity",
+    "probe",
+    "probe_task",
     "register_mask",
     "unpatch_model",
 ]

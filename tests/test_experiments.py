@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_masking import patch_model, probe
+from hf_masking.evaluation import probes
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "experiments"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("e[0-9]*.py"))
@@ -66,6 +69,36 @@ def test_the_fact_stands_before_its_questions(script):
         assert facts.tolist() == [place] and row[place] == experiment.FILLER + value
         assert ((row == experiment.ASK).nonzero() > place).all()
     experiment.train(experiment.model_under(experiment.MASKS["blocks and summaries"][0]))
+
+
+def test_a_probe_asks_what_the_long_hybrid_has_learnt(script):
+    experiment = script("e5_long_hybrid")
+    item, other = probes.Questions(experiment.Fact(), 300, distances=[7, 1, 250], questions=2)
+    assert item.distances.tolist() == [1, 7, 250]
+    for column, back, right in zip(item.asked.tolist(), item.distances.tolist(), item.right.tolist(), strict=True):
+        assert item.token_ids[column] == experiment.ASK
+        assert item.token_ids[column - back] == item.candidates[0, right, 0] == experiment.FILLER + right
+    assert int((item.token_ids >= experiment.FILLER).sum()) == 4
+    assert not torch.equal(item.token_ids, other.token_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["blocks and summaries", "window"])
+def test_a_probe_finds_what_the_long_hybrid_found(script, name):
+    """A window of 384 reaches 766 tokens back in two steps; blocks and summaries reach everything."""
+    experiment = script("e5_long_hybrid")
+    short, long = experiment.MASKS[name]
+    model = experiment.model_under(short)
+    experiment.train(model)
+    patch_model(model, long, check=False)
+    distances = [1, 100, 300, 1024, 4096, 16_000]
+    found = probe(model, experiment.Fact(), context=16_384, distances=distances, questions=48, batch_size=1)
+    for there in found.by_distance:
+        if name != "window" or there.distance <= 300:
+            assert there.accuracy >= 0.9, there
+        else:
+            assert abs(there.accuracy - found.chance) < 4 * 0.048, there  # 0.048: standard error at chance
+    assert abs(found.control - found.chance) < 4 * 0.02, found.control
 
 
 @pytest.mark.parametrize("task", ["recall", "translation"])

@@ -14,6 +14,7 @@ from ..comparison.report import Report, progress
 from ..comparison.run import Listener, Request, compare
 from ..comparison.trials import Trial
 from ..evaluation.loading import best_device
+from ..evaluation.probes import check_probe
 from ..files import write_json
 from ..interrupts import Interrupted
 from ..pictures import warn_of_no_pictures
@@ -33,6 +34,8 @@ def run(options: CompareOptions) -> None:
     check_specs(masks)
     check_device(options.device)
     settings.training().check()
+    if settings.probe is not None:
+        check_probe(settings.probe)
     at_least(1, seeds=options.seeds, train_tokens=settings.train_tokens, eval_tokens=settings.eval_tokens)
     at_least(0, longest=options.longest)
     folder.check_place(options.resume)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from ..evaluation import Measurement, WindowedText, encode, refuse_lookahead, side_by_side
+from ..evaluation import Measurement, WindowedText, encode, side_by_side
 from ..evaluation.loading import bos_of, check_vocabulary, load_tokenizer
 from ..evaluation.timing import DISTURBED
 from ..files import check_file, write_json
@@ -21,10 +21,11 @@ from ..tables import Grid
 from .console import load_data, say_written
 from .failures import reason_of
 from .loading import check_loading, load_placed
-from .masking import check_specs, chosen, copies, put_into, what_runs
+from .masking import check_specs, under_masks, what_runs
 from .options.eval import EvalOptions
-from .options.groups import MaskOrFileOptions
-from .terminal import Progression, errors, print_table, progress_bar, tables_beside
+from .probes import run_probes
+from .terminal import counting_up, print_failures, print_table, tables_beside
+from .values import refuse_without_effect
 
 BUCKETS = 8  # parts of the context for which the loss is printed
 
@@ -32,7 +33,12 @@ Row = dict[str, Any]
 
 
 def run(options: EvalOptions) -> None:
-    """Evaluate a model under each mask, and print the perplexities side by side."""
+    """Evaluate a model under each mask, and print the perplexities, or the answers to probes, side by side."""
+    if options.probes.probe:
+        run_probes(options)
+        return
+    for name in ("questions", "seed"):
+        refuse_without_effect(options.probes, name, "goes with --probe; give both, or leave it out")
     masks, data, windows, output = options.masks, options.data, options.windows, options.output.path
     if output is not None:
         check_file(output)
@@ -46,7 +52,7 @@ def run(options: EvalOptions) -> None:
     loaded = load_placed(options.model, options.loading)
     check_vocabulary(loaded, tokenizer)
     check_fits(loaded, token_ids, windows.context)
-    models = _under_masks(loaded, masks)
+    models = under_masks(loaded, masks, "its perplexity")
     measured = _measured(models, windowed, n_bytes)
     if measured[0].error is not None and all(measurement.error for measurement in measured):
         raise measured[0].error
@@ -69,25 +75,9 @@ def run(options: EvalOptions) -> None:
         raise typer.Exit(1)
 
 
-def _under_masks(loaded: PreTrainedModel, masks: MaskOrFileOptions) -> list[PreTrainedModel]:
-    """Return the model under each mask, all with one set of weights; raise at once for a mask that cannot run."""
-    specs = chosen(loaded, masks, default="causal")
-    models = [put_into(copy, spec, masks) for copy, spec in copies(loaded, specs)]
-    for model in models:
-        refuse_lookahead(model, "its perplexity")
-    return models
-
-
 def _measured(models: Sequence[PreTrainedModel], text: WindowedText, text_bytes: int | None) -> list[Measurement]:
     """Measure all models, and show how far they are."""
-    total, progression = len(models) * len(text.targets), Progression()
-    with progress_bar(f"{len(models)} masks", total) as bar:
-
-        def on_progress(tokens: int) -> None:
-            bar.advance(bar.task_ids[0], tokens)
-            if not errors.is_terminal:
-                progression.show(f"{bar.tasks[0].completed:,.0f} of {total:,} tokens scored")
-
+    with counting_up(f"{len(models)} masks", len(models) * len(text.targets), "tokens scored") as on_progress:
         return side_by_side(models, text, text_bytes=text_bytes, on_progress=on_progress)
 
 
@@ -113,9 +103,7 @@ def _print(rows: Sequence[Row], title: str, console: Console) -> None:
     print_table(console, _positions(done), "loss (nats) by position in the context")
     if any(row["disturbed"] for row in done):
         console.print(DISTURBED, soft_wrap=True)
-    for row in rows:
-        if "error" in row:
-            console.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)
+    print_failures(console, rows)
 
 
 def _quality(rows: Sequence[Row]) -> Grid:

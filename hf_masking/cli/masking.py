@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..attention import check_backend
+from ..evaluation import refuse_lookahead
 from ..masks import MaskExpression
 from ..modeling import MaskConfig, get_mask_config, layer_masks, patch_model, sharing_weights
 from ..spec import parse_mask
@@ -64,6 +65,19 @@ def put_into(model: PreTrainedModel, mask: Chosen, masks: MaskOptions, *, check:
         replace_model_window=masks.replace_model_window,
         check=check,
     )
+
+
+def under_masks(loaded: PreTrainedModel, masks: MaskOrFileOptions, purpose: str) -> list[PreTrainedModel]:
+    """Return the model under each mask, all with one set of weights; raise at once for a mask that cannot run.
+
+    Parameters:
+        purpose: what is measured under them, as messages call it.
+    """
+    specs = chosen(loaded, masks, default="causal")
+    models = [put_into(copy, spec, masks) for copy, spec in copies(loaded, specs)]
+    for model in models:
+        refuse_lookahead(model, purpose)
+    return models
 
 
 def most_lookahead(model: PreTrainedModel) -> tuple[MaskExpression, int]:

@@ -8,9 +8,10 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.control import Control
@@ -34,6 +35,13 @@ def print_table(where: Console, table: Grid, title: str | None = None) -> None:
     """Print a table that fits the width of the console, below its title."""
     where.print(f"{title}\n" if title else "", soft_wrap=True)
     where.print(table.text(where.width), soft_wrap=True)
+
+
+def print_failures(where: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line for each row that has an error."""
+    for row in rows:
+        if "error" in row:
+            where.print(f"{row['runs']} failed: {row['error']}", soft_wrap=True)
 
 
 def signs() -> dict[str, str]:
@@ -129,3 +137,21 @@ def progress_bar(description: str, total: int, *, visible: bool = True) -> Itera
     with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
         progress.add_task(description, total=total)
         yield progress
+
+
+@contextmanager
+def counting_up(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that adds to a progress bar; where there is no terminal, it prints a line now and then.
+
+    Parameters:
+        unit: what is counted, and how: "tokens scored".
+    """
+    progression = Progression()
+    with progress_bar(description, total) as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(bar.task_ids[0], count)
+            if not errors.is_terminal:
+                progression.show(f"{bar.tasks[0].completed:,.0f} of {total:,} {unit}")
+
+        yield advance

@@ -30,6 +30,7 @@ class Report:
 
     speeds: of training, evaluation and decoding under each mask, of interleaved runs.
     break_even: break-even length of each mask; None if it is not faster than dense attention up to ``longest``.
+    probe: the name of the probe whose questions each trial was asked, if any.
     labels: the name of each mask's rows where it is not the spec: masks by layer, the model's own window.
     description: what makes the comparison itself, for the JSON.
     """
@@ -41,6 +42,7 @@ class Report:
     speeds: Speeds
     break_even: dict[str, int | None]
     longest: int
+    probe: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,7 +74,16 @@ class Report:
             "cache\nMiB": lambda mask: _number(mask.median("cache_bytes"), "{:,.1f}", MEBI),
             "cache\n/ full": _share_of_the_cache,
         }
-        return self._grid(columns)
+        return self._grid(columns | self._probed())
+
+    def _probed(self) -> dict[str, Callable[[MaskResult], str]]:
+        """Return the columns of right answers to the probe, if there is one."""
+        if self.probe is None:
+            return {}
+        return {
+            f"{self.probe}\npatched": lambda mask: _figure(mask.over_seeds("probe_patched"), "{:.1%}"),
+            f"{self.probe}\nfine-tuned": lambda mask: _figure(mask.over_seeds("probe_finetuned"), "{:.1%}"),
+        }
 
     def speed(self) -> Grid:
         """Return the table of the speed-ups over the first mask, the time per decoded token, the break-even length."""
@@ -175,6 +186,7 @@ class Report:
         """Return how to read the tables."""
         seeds = max(len(mask.trials) for mask in self.results)
         spread = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", of one seed"
+        probed = "" if self.probe is None else f"; {self.probe}: share of right answers to the probe"
         shortened = f"; density of adaptive masks: over the first {MOST_TOKENS:,} tokens"
         first = self.results[0].mask
         return (
@@ -184,7 +196,7 @@ class Report:
             f"{first}, whose tokens/s are given, before fine-tuning, paired by round of interleaved runs; decoding: "
             "one token, with one context in the cache; break-even: the number of tokens from which attention, forward "
             "and backward, is faster than dense causal attention (not measured for adaptive masks); loss: nats per "
-            "token after fine-tuning, by the number of tokens before the prediction."
+            f"token after fine-tuning, by the number of tokens before the prediction{probed}."
         )
 
     def _draw_positions(self, axes: Any) -> None:

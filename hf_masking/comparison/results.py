@@ -53,6 +53,11 @@ class MaskResult:
         means = (_mean([trial.by_position[place] for place in positions]) for trial in self.trials)
         return _mean(list(means))
 
+    def over_seeds(self, field: str) -> Figure | None:
+        """Return the mean and the deviation of a field over the trials; None where nothing was measured."""
+        values = [value for trial in self.trials if (value := getattr(trial, field)) is not None]
+        return Figure.of(values) if values else None
+
     def median(self, field: str) -> float | None:
         """Return the median of a field over the trials; None where nothing was measured."""
         values = [value for trial in self.trials if (value := getattr(trial, field)) is not None]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation import Text, WindowedText, encode, in_own_process, refuse_lookahead
+from ..evaluation import Task, Text, WindowedText, encode, in_own_process, probe_task, refuse_lookahead
 from ..evaluation.benchmark import Shape
 from ..evaluation.loading import (
     bos_of,
@@ -21,6 +21,7 @@ from ..evaluation.loading import (
     refuse_adapter,
     silence_libraries,
 )
+from ..evaluation.probes import Questions, check_readable
 from ..files import digest
 from ..modeling import check_fits, label_of, patch_model, shape_of, unpatch_model
 from ..training import Contexts
@@ -134,6 +135,7 @@ def compare(request: Request, folder: ComparisonFolder, *, resume: bool, listene
             break_even=in_own_process(_break_even, experiment, request.masks, request.longest),
             longest=request.longest,
             labels=labels,
+            probe=request.settings.probe,
             description=description,
         )
         listener.on_report(report)
@@ -196,7 +198,15 @@ def _experiment(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, requ
         backend=request.backend,
         where={} if request.model is None else request.where,
         device=request.device,
+        task=None if settings.probe is None else _task(settings.probe, tokenizer, model, settings.context, bos),
     )
+
+
+def _task(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, context: int, bos: int | None) -> Task:
+    """Return the task of a probe; raise a ValueError if it cannot be asked in such a context."""
+    task = probe_task(name, tokenizer)
+    check_readable(model, Questions(task, context, bos_token_id=bos))
+    return task
 
 
 def _try(

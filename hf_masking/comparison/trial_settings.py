@@ -23,6 +23,9 @@ class TrialSettings:
         None, "steps between points of the recovery curve; by default before and after the fine-tuning"
     )
     seed: int = option(0, "the first seed: order of the contexts, and dropout")
+    probe: str | None = option(
+        None, "also the right answers to a probe, before and after the fine-tuning: recall, copy or passkey"
+    )
 
     def training(self) -> TrainingSettings:
         """Return the settings of the fine-tuning."""

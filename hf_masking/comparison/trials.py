@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..evaluation import CacheSize, Perplexity, cache_size, in_own_process, peak_memory, perplexity, realised_density
+from ..evaluation import (
+    CacheSize,
+    Perplexity,
+    Task,
+    cache_size,
+    in_own_process,
+    peak_memory,
+    perplexity,
+    probe,
+    realised_density,
+)
 from ..modeling import evaluating, load, patch_model
 from ..training.loop import finetune
 from ..training.settings import TrainingSettings
@@ -30,6 +40,7 @@ class Experiment:
     train_ids, eval_ids: token ids as NumPy arrays, which go to another process without a file or shared memory.
     where: arguments of `from_pretrained`, such as the revision.
     settings: of the fine-tuning; every ``eval_every`` steps there is a point of the recovery curve.
+    task: of the probe whose questions are asked before and after the fine-tuning, if any.
     """
 
     model: str
@@ -45,6 +56,7 @@ class Experiment:
     backend: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    task: Task | None = None
 
     def load(self) -> PreTrainedModel:
         """Return the model in float32, on the device of the experiment."""
@@ -71,6 +83,7 @@ class Trial:
     recovery: perplexity by steps of fine-tuning; at 0 the model has just been patched.
     by_position: loss in nats after fine-tuning; entry i is for predictions after i + 1 tokens.
     cache_bytes: of a cache that has read one context; full_cache_bytes: of one that retains every key.
+    probe_patched, probe_finetuned: share of right answers to the probe before and after fine-tuning.
     """
 
     mask: str
@@ -82,6 +95,8 @@ class Trial:
     peak_memory_bytes: int | None = None
     cache_bytes: int | None = None
     full_cache_bytes: int | None = None
+    probe_patched: float | None = None
+    probe_finetuned: float | None = None
     seconds: float | None = None
     error: str | None = None
 
@@ -125,6 +140,7 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         return evaluations[-1]
 
     cache = _cache_of_a_context(model, eval_ids[: settings.context])
+    probe_patched = _right_answers(model, experiment)
     on_record = None if tell is None else functools.partial(tell, mask)
     trained = finetune(model, train_ids, eval_ids, settings, evaluate=evaluate, on_record=on_record)
     return Trial(
@@ -137,6 +153,8 @@ def measure(experiment: Experiment, mask: str, seed: int, tell: Tell | None = No
         peak_memory_bytes=peak_memory(model.device),
         cache_bytes=cache.held_bytes,
         full_cache_bytes=cache.full_bytes,
+        probe_patched=probe_patched,
+        probe_finetuned=_right_answers(model, experiment),
         seconds=time.perf_counter() - started,
     )
 
@@ -151,6 +169,14 @@ def _evaluate(model: PreTrainedModel, token_ids: Tensor, experiment: Experiment)
         batch_size=experiment.eval_batch_size,
         text_bytes=experiment.text_bytes,
     )
+
+
+def _right_answers(model: PreTrainedModel, experiment: Experiment) -> float | None:
+    """Return the share of right answers to the probe, None if there is none; every trial is asked the same."""
+    if experiment.task is None:
+        return None
+    context, bos, batch_size = experiment.settings.context, experiment.bos_token_id, experiment.eval_batch_size
+    return probe(model, experiment.task, context=context, bos_token_id=bos, batch_size=batch_size).accuracy
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ Control, which must be at chance beyond a block: the same blocks without the sum
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
 
 from hf_masking import parse_mask, patch_model
-from hf_masking.evaluation import in_own_process, peak_memory
+from hf_masking.evaluation import Item, in_own_process, peak_memory
 from hf_masking.masks.counting import density
 from hf_masking.pictures import colour_of, log_scale
 
@@ -56,6 +56,23 @@ def texts(length: int, count: int, draw: torch.Generator) -> tuple[Tensor, Tenso
         tokens[row, place + logarithms.exp().long()] = ASK
         tokens[row, place] = FILLER + value
     return tokens, values, places
+
+
+class Fact:
+    """The task as `hf_masking.probe` asks it: one fact, and a question at each distance after it."""
+
+    def reach(self, context: int) -> tuple[int, int]:
+        return 1, context - 1
+
+    def items(self, context: int, distances: Sequence[int], draw: torch.Generator) -> list[Item]:
+        back = torch.tensor(sorted(distances))
+        tokens = torch.randint(FILLER, (context,), generator=draw)
+        value = torch.randint(VALUES, (1,), generator=draw)
+        place = context - 1 - int(back[-1])
+        tokens[place + back] = ASK
+        tokens[place] = FILLER + value
+        candidates = torch.arange(FILLER, ASK).expand(len(back), -1)[..., None]
+        return [Item(tokens, place + back, candidates, value.expand(len(back)), back)]
 
 
 def model_under(mask: str) -> PreTrainedModel:

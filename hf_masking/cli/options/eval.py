@@ -24,13 +24,28 @@ class WindowOptions:
     )
 
 
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Ask synthetic questions in place of reading a text."""
+
+    probe: list[str] = option(
+        [], "instead of perplexity: recall, copy or passkey, answered at each distance in the context; repeatable"
+    )
+    questions: int = option(64, "questions of a probe at each distance")
+    seed: int = option(0, "seed of the questions of a probe")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Evaluate the perplexity of a text under each mask, and the loss by position in the context."""
+    """Evaluate the perplexity of a text under each mask, and the loss by position in the context.
+
+    With --probe no text is read: synthetic questions show how far back the model finds an answer.
+    """
 
     examples: ClassVar = (
         "hf-masking eval gpt2 --mask causal --mask 'window:256|sinks:4' --data book.txt",
         "hf-masking eval ./my-model --mask window:256 --layer 0=causal --context 1024 --stride 512",
+        "hf-masking eval gpt2 --mask causal --mask 'window:256|sinks:4' --probe recall --probe passkey --context 1024",
     )
 
     model: str = argument(..., "a hub id or a folder")
@@ -38,4 +53,5 @@ class EvalOptions:
     masks: MaskOrFileOptions
     data: DataOptions
     windows: WindowOptions
+    probes: ProbeOptions
     output: OutputOption
