@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..evaluation import probe_task
 from ..evaluation.loading import bos_of, check_vocabulary, load_tokenizer
 from ..evaluation.probes import Questions, answer, check_probe, check_readable
+from ..evaluation.timing import clear_frames
 from ..files import check_file, write_json
 from ..machine import describe_machine
 from ..modeling import label_of
@@ -88,6 +89,7 @@ def _answered(models: Sequence[PreTrainedModel], asked: Mapping[str, Questions],
                 try:
                     row |= _figures(model, questions, batch_size, on_progress)
                 except Exception as error:  # whatever it is, the row reports it, and the others go on
+                    clear_frames(error)
                     failed.append(error)
                     row["error"] = reason_of(error)
                 rows.append(row)

@@ -174,7 +174,7 @@ class _Entrant:
                 self.seconds.append(self.contender(turn))
             except Exception as error:  # whatever it is, it is reported and the others go on
                 self.error = error
-                _clear_frames(error)
+                clear_frames(error)
 
     def timing(self, quiet: Sequence[int], all_rounds: Sequence[int]) -> Timing:
         if self.error is not None:
@@ -206,7 +206,7 @@ def seconds_of_one(call: Callable[[], object], device: torch.device | None = Non
     return time.perf_counter() - started
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None) -> None:
     """Release the tensors of a failed call, which its frames hold: memory may be what it lacked."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)

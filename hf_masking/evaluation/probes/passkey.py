@@ -1,4 +1,4 @@
-"""Passkey: a number hidden in filler sentences, and asked for at the end in words."""
+"""Passkey: a number hidden in filler sentences, and asked for in the last sentence."""
 
 from __future__ import annotations
 

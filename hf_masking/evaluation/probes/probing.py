@@ -106,7 +106,7 @@ def answer(
             if on_progress is not None:
                 on_progress(len(chosen[-1]))
     right, distances = (torch.cat(parts) for parts in zip(*items, strict=True))
-    return _result(torch.cat(chosen), right, distances, batch[0].candidates.shape[1])
+    return _result(torch.cat(chosen), right, distances, questions.first_round[0].candidates.shape[1])
 
 
 def _check_fits(model: nn.Module, items: Sequence[Item], context: int) -> None:
