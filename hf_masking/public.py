@@ -5,6 +5,7 @@ from .attention import masked_attention
 from .errors import UnsupportedModelError
 from .evaluation import perplexity, probe, probe_task
 from .masks import (
+    AfterPrompt,
     BlockCausal,
     BlockLocal,
     Causal,
@@ -15,6 +16,7 @@ from .masks import (
     Offsets,
     Pattern,
     Prefix,
+    Prompt,
     Sinks,
     SlidingWindow,
     Spans,
@@ -40,6 +42,7 @@ from .spec import MaskSyntaxError, parse_mask, register_mask
 
 __all__ = [
     "AdaptiveSpan",
+    "AfterPrompt",
     "BlockCausal",
     "BlockLocal",
     "Causal",
@@ -54,6 +57,7 @@ __all__ = [
     "Offsets",
     "Pattern",
     "Prefix",
+    "Prompt",
     "Relevance",
     "Selection",
     "Sinks",

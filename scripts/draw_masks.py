@@ -32,6 +32,8 @@ STATIC = {
     "summary": "summary:6,2",
     "prefix": "prefix:8",
     "spans": "spans:2,8,14,20",
+    "prompt": "prompt:8",
+    "after_prompt": "after_prompt:16",
 }
 COMPOSED = {
     "window_sinks": "window:6|sinks:3",

@@ -47,6 +47,8 @@ EXAMPLES = (
     Example("summary:128,8", "far context through fixed columns, in a union"),
     Example("prefix:512", "a bidirectional prompt, in a union"),
     Example("spans:256,512,1024,1280", "bidirectional images or passages, in a union"),
+    Example("prompt:512", "the whole prompt for what is generated, in a union"),
+    Example("after_prompt:3584", "everything for what is generated, in a union"),
     Example("adaptive_span:max=1024", "heads learn how far they look"),
     Example("top_blocks:block=64,k=8", "each query selects blocks, untrained"),
     Example("relevance", "pairs are weighted by a learned product"),

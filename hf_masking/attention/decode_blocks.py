@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..masks import Causal, Mask
+from ..masks import Causal, Mask, MaskExpression
+from ..masks.marks import Marks
 from ..masks.normal_form import NormalForm
 from ..plan import Documents
 from .inputs import Inputs
@@ -16,18 +17,18 @@ from .needed_keys import needed_keys
 
 
 def can_do(inputs: Inputs) -> bool:
-    """Return whether there is one query per row, and nothing but a selection, whose summaries a cache keeps."""
+    """Return whether there is one query per row, all under one selection and nothing else, and a cache of summaries."""
     mask, positions = inputs.mask, inputs.documents.query_positions
     if inputs.query.shape[2] != 1 or inputs.summaries is None or mask.selection is None or mask.weightings:
         return False
-    return bool((positions >= 0).all())
+    return bool((positions >= 0).all()) and len(_bound(mask, inputs.documents)) == 1
 
 
 def attend(inputs: Inputs) -> Tensor:
     """Attend to the picked blocks and to the keys that need no choice."""
     query, key, documents = inputs.query, inputs.key, inputs.documents
-    # Marked spans arrived as a whole: a query after them sees no more of them.
-    form, summaries = inputs.mask.unmarked.normal_form(), inputs.summaries
+    (mask,) = _bound(inputs.mask, documents)
+    form, summaries = mask.normal_form(), inputs.summaries
     assert form.selection is not None
     assert summaries is not None
     selection = form.selection
@@ -57,6 +58,14 @@ def attend(inputs: Inputs) -> Tensor:
         enable_gqa=queries.shape[2] > 1,
     )
     return output
+
+
+def _bound(mask: MaskExpression, documents: Documents) -> set[MaskExpression]:
+    """Return the masks of the rows: more than one where a mask needs the prompts, and their lengths differ."""
+    marks = documents.key_marks
+    prompts = [0] if marks is None else marks[:, 1, 0].unique().tolist()
+    # Marked spans arrived as a whole: a query after them sees no more of them.
+    return {mask.bind(Marks(prompt=prompt)) for prompt in prompts}
 
 
 @functools.lru_cache(maxsize=64)

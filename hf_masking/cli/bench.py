@@ -95,7 +95,7 @@ def _check(settings: BenchSettings) -> None:
                 "run python scripts/bench_adaptive.py"
             )
         if parse_mask(mask).needs:
-            raise ValueError(f"'{mask}' needs marked tokens, and there are none here; write one such as prefix:17")
+            raise ValueError(f"'{mask}' needs marked tokens, and there are none here; write one such as prompt:17")
         groups = len(parse_mask(mask).heads)
         if settings.heads % groups:
             raise ValueError(f"--heads {settings.heads} is not a multiple of the {groups} masks of {mask}")

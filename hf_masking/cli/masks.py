@@ -30,6 +30,8 @@ EXAMPLES = {
     "summary": "summary:128,8",
     "prefix": "prefix:512",
     "spans": "spans:256,512",
+    "prompt": "prompt:512",
+    "after_prompt": "after_prompt:3584",
     "adaptive_span": "adaptive_span:max=1024",
     "top_blocks": "top_blocks:block=64,k=8",
     "relevance": "relevance",

@@ -59,8 +59,9 @@ def refuse_lookahead(model: nn.Module, purpose: str) -> None:
     for mask in masks:
         if mask.needs:
             raise ValueError(
-                f"mask {mask} attends to marked tokens bidirectionally, and a plain text has no marks, so {purpose} "
-                "is not defined; use a causal mask, or your own loop with prefix_lengths= or span_ids="
+                f"mask {mask} needs marked tokens, and a plain text has no marks, so {purpose} is not defined; use "
+                "another mask, one with a fixed number such as 'prompt:17', or your own loop with prompt_lengths=, "
+                "prefix_lengths= or span_ids="
             )
     worst = max(masks, key=lambda mask: mask.union.lookahead, default=None)
     if worst is not None and worst.union.lookahead:

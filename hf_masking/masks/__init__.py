@@ -1,10 +1,12 @@
 """WHAT may attend to what. Masks are values: positions in, booleans out."""
 
 from .heads import HeadMasks
-from .mask import Bounds, Difference, Intersection, Mask, MaskExpression, Union
+from .marks import Bounds, Marks
+from .mask import Difference, Intersection, Mask, MaskExpression, Union
 from .pattern import Pattern
 from .patterns import (
     PATTERNS,
+    AfterPrompt,
     BlockCausal,
     BlockLocal,
     Causal,
@@ -12,6 +14,7 @@ from .patterns import (
     LogSparse,
     Offsets,
     Prefix,
+    Prompt,
     Sinks,
     SlidingWindow,
     Spans,
@@ -25,6 +28,7 @@ from .tile import Tile
 __all__ = [
     "FOREVER",
     "PATTERNS",
+    "AfterPrompt",
     "BlockCausal",
     "BlockLocal",
     "Bounds",
@@ -34,11 +38,13 @@ __all__ = [
     "HeadMasks",
     "Intersection",
     "LogSparse",
+    "Marks",
     "Mask",
     "MaskExpression",
     "Offsets",
     "Pattern",
     "Prefix",
+    "Prompt",
     "Progression",
     "Sinks",
     "SlidingWindow",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from .mask import Bounds, Composition, Difference, Intersection, Mask, MaskExpression, Union
+from .marks import Marks
+from .mask import Composition, Difference, Intersection, Mask, MaskExpression, Union
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class HeadMasks(MaskExpression):
     def needs(self) -> frozenset[str]:
         return self.union.needs
 
-    def bind(self, spans: Bounds) -> HeadMasks:
-        return HeadMasks(tuple(mask.bind(spans) for mask in self.masks)) if self.needs else self
+    def bind(self, marks: Marks) -> HeadMasks:
+        return HeadMasks(tuple(mask.bind(marks) for mask in self.masks)) if self.needs else self
 
     @property
     def unmarked(self) -> HeadMasks:
-        return self.bind(())
+        return self.bind(Marks())
 
     def normal_form(self) -> NoReturn:
         raise AttributeError(self._refusal("normal_form"))

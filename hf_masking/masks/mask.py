@@ -14,11 +14,11 @@ from torch import Tensor
 
 from . import intervals, picture, tile
 from .intervals import Intervals, Lattice, TooIrregularError
+from .marks import Marks
 from .mask_mod import MaskMod, mask_mod
 from .normal_form import NormalForm
 
 MAX_DEPTH = 64
-Bounds = tuple[tuple[int, int], ...]  # first position of each marked span, and the one after its last, in order
 
 
 class MaskExpression:
@@ -46,14 +46,14 @@ class MaskExpression:
         """The marks that must come with the batch, such as ``prefix``; without them it answers no question."""
         return frozenset()
 
-    def bind(self, spans: Bounds) -> MaskExpression:
-        """Return the mask for one document whose marked spans are known; a prefix is the span from 0."""
+    def bind(self, marks: Marks) -> MaskExpression:
+        """Return the mask for one document whose marks are known."""
         raise NotImplementedError
 
     @property
     def unmarked(self) -> MaskExpression:
-        """The mask without marked spans: how it treats the tokens after them, since a span arrives as a whole."""
-        return self.bind(())
+        """The mask in a document without marks."""
+        return self.bind(Marks())
 
     @property
     def is_adaptive(self) -> bool:
@@ -158,12 +158,12 @@ class Mask(MaskExpression):
     def union(self) -> Mask:
         return self
 
-    def bind(self, spans: Bounds) -> Mask:
+    def bind(self, marks: Marks) -> Mask:
         return self
 
     @property
     def unmarked(self) -> Mask:
-        return self.bind(())
+        return self.bind(Marks())
 
     def __or__(self, other: Mask) -> Mask:
         return Union.of(self, other) if isinstance(other, Mask) else NotImplemented
@@ -190,8 +190,8 @@ class Composition(Mask):
     def operands(self) -> tuple[Mask, ...]:
         raise NotImplementedError
 
-    def bind(self, spans: Bounds) -> Mask:
-        return self.of(*(operand.bind(spans) for operand in self.operands)) if self.needs else self
+    def bind(self, marks: Marks) -> Mask:
+        return self.of(*(operand.bind(marks) for operand in self.operands)) if self.needs else self
 
     @property
     def needs(self) -> frozenset[str]:

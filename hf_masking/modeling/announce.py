@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..masks import Causal, Mask
+from ..masks.marks import A_PROMPT
 from .base_model.architecture import count_layers, own_window, positions_of
 from .base_model.own_window import OwnWindow
 from .patching.config import MaskConfig
@@ -19,7 +20,7 @@ logger = logging.getLogger("hf_masking")
 def warn_of_limits(wanted: MaskConfig, config: PreTrainedConfig) -> None:
     """Warn of masks that lose the first token, look ahead, or are clipped by the model's own window."""
     named = wanted.masks(count_layers(config))
-    masks = [mask.unmarked.union for mask in named]
+    masks = [mask.bind(A_PROMPT).union for mask in named]
     readers = [int(mask.last_reader(torch.tensor(0, device="cpu"))) for mask in masks]
     last = max(readers)
     # Past the positions that the model was made for it makes no difference.
@@ -45,7 +46,7 @@ def _warn_of_clipping(wanted: MaskConfig, masks: Sequence[Mask], config: PreTrai
         if window and mask != Causal() and OwnWindow(window).clips(mask, positions_of(config)):
             logger.warning(
                 "mask %s: layers with a window of the model's own see no further back than its %d tokens, sinks, "
-                "prefixes and spans included; replace_model_window=True sets it aside",
+                "prompts, prefixes and spans included; replace_model_window=True sets it aside",
                 wanted.mask_of(layer),
                 window,
             )

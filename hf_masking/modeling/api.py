@@ -14,9 +14,9 @@ from ..errors import FailedCheckError, UnsupportedModelError
 from ..masks import MaskExpression
 from .announce import warn_of_dropped_parameters, warn_of_limits
 from .base_model.architecture import count_layers, pretrained, shape_of
-from .caching.record import record_of
+from .caching.record import GivenMarks, record_of
 from .checking.model import check_model
-from .forward.marks import Needs
+from .forward.marks import Needs, refuse_unneeded
 from .patching.apply import apply, reapply, unpatch
 from .patching.config import MaskConfig, read
 from .patching.record import find_patch, layer_masks
@@ -95,26 +95,33 @@ def patched(
 
 
 def cache_with_prefix(
-    model: nn.Module, lengths: Sequence[int] | Tensor | None = None, *, span_ids: Tensor | None = None
+    model: nn.Module,
+    lengths: Sequence[int] | Tensor | None = None,
+    *,
+    span_ids: Tensor | None = None,
+    prompt_lengths: Sequence[int] | Tensor | None = None,
 ) -> DynamicCache:
-    """Return an empty cache that knows the prefixes or spans of the prompts: ``generate(..., past_key_values=...)``.
+    """Return an empty cache that knows the marks of the prompts: ``generate(..., past_key_values=...)``.
 
     Parameters:
-        model: a model under a mask with ``prefix`` or ``spans``.
+        model: a model under a mask with ``prefix``, ``spans``, ``prompt`` or ``after_prompt``.
         lengths: number of real tokens in the prefix of each prompt ``[B]``.
         span_ids: the marked span of each token of the prompts ``[B, tokens]``, negative for none.
+        prompt_lengths: number of real tokens in each prompt ``[B]``, for chunked prefill or where the text that
+            `generate` is given holds more than the prompt.
 
-    The first call must bring all tokens of a span, since they see each other bidirectionally.
+    The first call must bring all tokens of a span, since they see each other bidirectionally. A prompt may come in
+    several calls.
 
     Raises:
-        ValueError: no mask of the model needs marks; not exactly one of ``lengths`` and ``span_ids`` is given.
+        ValueError: no mask of the model needs these marks; no marks, or both ``lengths`` and ``span_ids``, are given.
     """
-    if not Needs.of(layer_masks(model)).spans:
-        raise ValueError("a prefix is for a mask that needs it, such as patch_model(model, 'prefix|causal')")
-    if (lengths is None) == (span_ids is None):
-        raise ValueError("give one of lengths and span_ids")
+    given, needs = GivenMarks(lengths, span_ids, prompt_lengths), Needs.of(layer_masks(model))
+    refuse_unneeded(given._asdict(), needs)
+    if (lengths is not None and span_ids is not None) or all(marks is None for marks in given):
+        raise ValueError("give one of lengths and span_ids, or prompt_lengths, or both")
     cache = DynamicCache(config=pretrained(model).config)
-    record_of(cache).marks = (lengths, span_ids)
+    record_of(cache).marks = given
     return cache
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..masks import Bounds, Mask
+from ..masks import Mask
+from ..masks.marks import Marks
 from .layout import Lengths
 
 PADDING = -1
@@ -25,18 +26,18 @@ Columns = slice | Tensor
 class Segment:
     """The positions of one document of one row, and the columns of the batch that hold its queries and keys.
 
-    spans: the half-open intervals of its marked spans; None if no spans are known.
+    marks: its marks; None if they are not known.
     """
 
     row: int
     lengths: Lengths
     queries: Columns
     keys: Columns
-    spans: Bounds | None = None
+    marks: Marks | None = None
 
     def bind(self, mask: Mask) -> Mask:
         """Return the mask as it is in this document."""
-        return mask if self.spans is None else mask.bind(self.spans)
+        return mask if self.marks is None else mask.bind(self.marks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Documents:
 
     A position is the index of a token among the real tokens of its document, and PADDING (-1) for padding.
 
-    key_spans: the marked span of each key ``[B, M]``, negative for none; None if no spans are known.
+    key_marks: ``[B, 2, M]``, the marked span of each key, negative for none, and the number of prompt tokens of its
+        document; None if they are not known.
     scattered: the positions of a document's keys may have gaps, as in a cache that has evicted keys.
     """
 
@@ -53,14 +55,14 @@ class Documents:
     query_ids: Tensor
     key_positions: Tensor
     key_ids: Tensor
-    key_spans: Tensor | None = None
+    key_marks: Tensor | None = None
     scattered: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        spans = 0 if self.key_spans is None else self.key_spans.nbytes
-        return spans + sum(x.nbytes for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids))
+        marks = 0 if self.key_marks is None else self.key_marks.nbytes
+        return marks + sum(x.nbytes for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids))
 
     @staticmethod
     def single(n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Documents:
@@ -69,37 +71,36 @@ class Documents:
         return (_single if torch.compiler.is_compiling() else _single_once)(n_queries, n_keys, device)
 
     @classmethod
-    def from_ids(cls, ids: Tensor, query_columns: Tensor, spans: Tensor | None = None) -> Documents:
+    def from_ids(cls, ids: Tensor, query_columns: Tensor, marks: Tensor | None = None) -> Documents:
         """Return the positions that follow from the document of every key.
 
         Parameters:
             ids: ``[B, M]`` integers, negative for padding; equal ids in a row are one document, wherever they are.
             query_columns: ``[N]``, the columns of ``ids`` that are queries.
-            spans: ``[B, M]``, the marked span of each key.
+            marks: ``[B, 2, M]``, those of each key.
         """
         positions = positions_in_documents(ids)
         ids = ids.to(torch.int32)
-        return cls(positions[:, query_columns], ids[:, query_columns], positions, ids, spans)
+        return cls(positions[:, query_columns], ids[:, query_columns], positions, ids, marks)
 
     @classmethod
     def decode(cls, rows: Tensor, n_keys: int) -> Documents:
         """Return what `encode` made into one tensor."""
-        (key_positions, query_positions), (key_ids, query_ids), *spans = (
-            row.split([n_keys, rows.shape[-1] - n_keys], dim=-1) for row in rows.unbind(1)
-        )
-        return cls(query_positions, query_ids, key_positions, key_ids, spans[0][0] if spans else None)
+        keys, queries = rows.split([n_keys, rows.shape[-1] - n_keys], dim=-1)
+        marks = keys[:, 2:] if rows.shape[1] > 2 else None
+        return cls(queries[:, 0], queries[:, 1], keys[:, 0], keys[:, 1], marks)
 
     def encode(self) -> Tensor:
         """Return positions and documents, of all keys and then of all queries, int32 ``[B, 2, M + N]``.
 
-        If spans are known, a third row has that of each key.
+        If marks are known, two more rows have those of each key.
         """
         positions = torch.cat([self.key_positions, self.query_positions], dim=-1)
         ids = torch.cat([self.key_ids, self.query_ids], dim=-1)
-        rows = [positions, ids]
-        if self.key_spans is not None:
-            rows.append(torch.nn.functional.pad(self.key_spans.int(), (0, self.query_ids.shape[-1])))
-        return torch.stack(rows, dim=1)
+        rows = torch.stack([positions, ids], dim=1)
+        if self.key_marks is None:
+            return rows
+        return torch.cat([rows, torch.nn.functional.pad(self.key_marks.int(), (0, self.query_ids.shape[-1]))], dim=1)
 
     @property
     def alike(self) -> bool:
@@ -114,8 +115,8 @@ class Documents:
             ValueError: the positions of a document's tokens are not consecutive.
         """
         described = [x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)]
-        spans = [None] * len(described[0]) if self.key_spans is None else list(self.key_spans.cpu())
-        rows = enumerate(zip(*described, spans, strict=True))
+        marks = [None] * len(described[0]) if self.key_marks is None else list(self.key_marks.cpu())
+        rows = enumerate(zip(*described, marks, strict=True))
         return tuple(segment for index, row in rows for segment in _segments_of_row(index, *row))
 
     def rows_of(self, segment: Segment, batch: int) -> range:
@@ -126,14 +127,14 @@ class Documents:
         """Return the pairs that ``mask`` allows inside each document, as booleans ``[B, N, M]``."""
         queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]
         same = (self.query_ids[:, :, None] == self.key_ids[:, None, :]) & (queries >= 0) & (keys >= 0)
-        if not mask.needs or self.key_spans is None:
+        if not mask.needs or self.key_marks is None:
             return mask.allows(queries, keys) & same
         allowed = torch.zeros_like(same)
-        for row, (ids, positions, spans) in enumerate(
-            zip(self.key_ids, self.key_positions, self.key_spans, strict=True)
+        for row, (ids, positions, marks) in enumerate(
+            zip(self.key_ids, self.key_positions, self.key_marks, strict=True)
         ):
             for document, columns in _columns_by_document(ids).items():
-                bound = mask.bind(_spans(positions[columns], spans[columns]))
+                bound = mask.bind(_marks(positions[columns], marks[:, columns]))
                 allowed[row] |= bound.allows(queries[row], keys[row]) & (ids == document)
         return allowed & same
 
@@ -143,9 +144,9 @@ class Documents:
 
     def of_keys(self, columns: Tensor) -> Documents:
         """Return the same for some of the keys."""
-        spans = None if self.key_spans is None else self.key_spans[:, columns]
+        marks = None if self.key_marks is None else self.key_marks[..., columns]
         positions, ids = self.key_positions[:, columns], self.key_ids[:, columns]
-        return replace(self, key_positions=positions, key_ids=ids, key_spans=spans, scattered=True)
+        return replace(self, key_positions=positions, key_ids=ids, key_marks=marks, scattered=True)
 
 
 def _single(n_queries: int, n_keys: int, device: torch.device | str) -> Documents:
@@ -158,7 +159,7 @@ _single_once = functools.lru_cache(maxsize=16)(_single)
 
 
 def _segments_of_row(
-    row: int, query_positions: Tensor, query_ids: Tensor, key_positions: Tensor, key_ids: Tensor, spans: Tensor | None
+    row: int, query_positions: Tensor, query_ids: Tensor, key_positions: Tensor, key_ids: Tensor, marks: Tensor | None
 ) -> Iterator[Segment]:
     queries, keys = _columns_by_document(query_ids), _columns_by_document(key_ids)
     for document, query_columns in queries.items():
@@ -168,17 +169,18 @@ def _segments_of_row(
         first_query, n_queries = _consecutive(query_positions[query_columns])
         first_key, n_keys = _consecutive(key_positions[key_columns])
         lengths = Lengths(first_query, n_queries, first_key, n_keys)
-        marked = None if spans is None else _spans(key_positions[key_columns], spans[key_columns])
+        marked = None if marks is None else _marks(key_positions[key_columns], marks[:, key_columns])
         yield Segment(row, lengths, _as_slice(query_columns), _as_slice(key_columns), marked)
 
 
-def _spans(positions: Tensor, ids: Tensor) -> Bounds:
-    """Return the half-open interval of positions of each marked span of one document."""
+def _marks(positions: Tensor, marks: Tensor) -> Marks:
+    """Return the marks of one document from those of its keys ``[2, M]``."""
+    spans, prompts = marks
     bounds = []
-    for columns in _columns_by_document(ids).values():
+    for columns in _columns_by_document(spans).values():
         first, length = _consecutive(positions[columns], "a marked span's")
         bounds.append((first, first + length))
-    return tuple(sorted(bounds))
+    return Marks(tuple(sorted(bounds)), int(prompts[0]))
 
 
 def _columns_by_document(ids: Tensor) -> dict[int, Tensor]:

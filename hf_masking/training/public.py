@@ -2,7 +2,7 @@
 
 from .data import Contexts
 from .engine import asked_for, on_cpu
-from .labels import labels_for_prefix_lm
+from .labels import labels_for_prefix_lm, labels_for_prompt
 from .loop import finetune
 from .settings import TrainingSettings
 from .stream import TokenStream
@@ -16,5 +16,6 @@ __all__ = [
     "asked_for",
     "finetune",
     "labels_for_prefix_lm",
+    "labels_for_prompt",
     "on_cpu",
 ]

@@ -69,6 +69,7 @@ SPECS = each(("show",), [
     ("expected pairs of a first position", "spans:3"),
     ("`stride` must be an integer from 1", "strided:0"),
     ("'prefix' needs to be told where its tokens are", "prefix|causal"),
+    ("'prompt' needs to be told how many tokens", "prompt|window:4"),
 ])  # fmt: skip
 
 SHOWN = each(("show", "causal"), [
@@ -163,7 +164,7 @@ WINDOWS = each(("eval", "model", *EVAL), [
     ("the tokenizer has no BOS token", "--bos"),
     ("unknown mask 'windw'", "--mask", "causal", "--mask", "windw:3"),
     ("looks 3 tokens ahead", "--mask", "block_causal:4"),
-    ("attends to marked tokens bidirectionally", "--mask", "prefix|causal"),
+    ("mask prefix|causal needs marked tokens, and a plain text", "--mask", "prefix|causal"),
     ("do not divide the model's 2 query heads", "--mask", "heads[causal; causal; causal]"),
     ("--layer takes INDEX=MASK such as 0=causal, got '0:causal'", "--layer", "0:causal"),
     ("--layer takes INDEX=MASK such as 0=causal, got '1.0=causal'", "--layer", "1.0=causal"),
@@ -246,7 +247,7 @@ FINETUNE = each(("finetune", "model", *RUN, "--output"), [
     ("needs 10000", "--context", "9999"),
     ("the held-out text has 5 tokens", "--eval-tokens", "5"),
     ("looks 3 tokens ahead, so training", "--mask", "block_causal:4"),
-    ("attends to marked tokens bidirectionally", "--mask", "prefix|causal"),
+    ("mask prompt|window:4 needs marked tokens, and a plain text", "--mask", "prompt|window:4"),
     ("unknown layer 9", "--layer", "9=causal"),
 ]) + each(("finetune",), [
     ("takes 64 positions, and the model has 32", "positions", *RUN, "--context", "64", "--output", "out"),
@@ -283,7 +284,7 @@ COMPARE = each(("compare", "model", *TRIALS, "--mask", "causal"), [
 BENCH = each(("bench", "--length", "16", "--rounds", "1", "--mask", "causal"), [
     ("unknown mask 'windw'", "--mask", "windw"),
     ("bench measures static masks", "--mask", "relevance"),
-    ("'prefix|causal' needs marked tokens", "--mask", "prefix|causal"),
+    ("'prompt|causal' needs marked tokens", "--mask", "prompt|causal"),
     ("--heads 8 is not a multiple of the 3 masks", "--mask", "heads[causal; causal; causal]"),
     ("--length must be at least 1, got 0", "--length", "0"),
     ("--length must be at most 16,777,216", "--length", "10000000000"),

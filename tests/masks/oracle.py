@@ -28,6 +28,8 @@ PAIRS = {
     "sinks": lambda i, j, n: j <= i and j < n,
     "prefix": lambda i, j, p: i < p and j < p,
     "spans": lambda i, j, *edges: any(a <= i < b and a <= j < b for a, b in zip(edges[::2], edges[1::2], strict=True)),
+    "prompt": lambda i, j, p: j <= i and j < p,
+    "after_prompt": lambda i, j, p: i >= p and j <= i,
     "summary": lambda i, j, s, w: j <= i and j % s >= s - w,
 }
 

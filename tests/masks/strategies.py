@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from hf_masking.masks import (
+    AfterPrompt,
     BlockCausal,
     BlockLocal,
     Causal,
@@ -11,6 +12,7 @@ from hf_masking.masks import (
     Mask,
     Offsets,
     Prefix,
+    Prompt,
     Sinks,
     SlidingWindow,
     Spans,
@@ -31,6 +33,8 @@ patterns: st.SearchStrategy[Mask] = st.one_of(
     st.builds(LogSparse, st.integers(2, 5)),
     st.builds(Sinks, small),
     st.builds(Prefix, st.integers(0, 12)),
+    st.builds(Prompt, st.integers(0, 12)),
+    st.builds(AfterPrompt, st.integers(0, 12)),
     st.lists(st.integers(0, 20), min_size=2, max_size=7, unique=True).map(
         lambda edges: Spans(tuple(sorted(edges))[: len(edges) // 2 * 2])
     ),

@@ -1,10 +1,10 @@
-"""Masks that need marks: what they ask for, and what they are where no span is marked."""
+"""Masks that need marks: what they ask for, and what they are where nothing is marked."""
 
 import pytest
 import torch
 
 from hf_masking import parse_mask
-from hf_masking.masks import HeadMasks, Prefix, Spans
+from hf_masking.masks import AfterPrompt, HeadMasks, Marks, Prefix, Prompt, Spans
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,9 @@ from hf_masking.masks import HeadMasks, Prefix, Spans
         ("prefix", {"prefix"}, "prefix:0"),
         ("prefix:3", set(), "prefix:3"),
         ("spans", {"spans"}, "spans:0,0"),
+        ("prompt|window:4", {"prompt"}, "prompt:0|window:4"),
+        ("prompt:3|after_prompt:5", set(), "prompt:3|after_prompt:5"),
+        ("heads[after_prompt; prefix]|window:4", {"prompt", "prefix"}, "heads[after_prompt:0|window:4; prefix:0|window:4]"),
         ("spans:2,5", set(), "spans:2,5"),
         ("prefix|spans|window:4", {"prefix", "spans"}, "prefix:0|spans:0,0|window:4"),
         ("heads[prefix|causal; window:3]", {"prefix"}, "heads[prefix:0|causal; window:3]"),
@@ -31,11 +34,21 @@ def test_a_mask_knows_the_marks_that_it_needs(spec, needs, unmarked):
 
 
 def test_a_prefix_is_the_span_from_0():
-    marks = ((0, 2), (3, 6))
+    marks = Marks(((0, 2), (3, 6)))
     assert Prefix().bind(marks) == Prefix(2)
-    assert Prefix().bind(marks[1:]) == Prefix(0)
+    assert Prefix().bind(Marks(marks.spans[1:])) == Prefix(0)
     assert Spans().bind(marks) == Spans((0, 2, 3, 6))
     assert HeadMasks((Prefix(), Spans())).bind(marks).heads == (Prefix(2), Spans((0, 2, 3, 6)))
+
+
+def test_a_prompt_and_a_prefix_are_bound_apart():
+    marks = Marks(((0, 2),), prompt=5)
+    bound = (Prefix() | Prompt() | AfterPrompt()).bind(marks)
+    assert bound == Prefix(2) | Prompt(5) | AfterPrompt(5)
+    assert bound.bind(Marks(prompt=9)) is bound
+    for mask in (Prompt(), AfterPrompt()):
+        with pytest.raises(ValueError, match="needs to be told how many tokens the prompt has: pass prompt_lengths="):
+            mask.dense(3)
 
 
 def test_no_spans_are_not_spans_to_come():

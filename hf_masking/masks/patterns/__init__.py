@@ -6,6 +6,7 @@ A new one is a subclass of `Pattern` in a file of its own, its name in this modu
 """
 
 from ..pattern import Pattern
+from .after_prompt import AfterPrompt
 from .block_causal import BlockCausal
 from .block_local import BlockLocal
 from .causal import Causal
@@ -13,6 +14,7 @@ from .dilated import Dilated
 from .log_sparse import LogSparse
 from .offsets import Offsets
 from .prefix import Prefix
+from .prompt import Prompt
 from .sinks import Sinks
 from .sliding_window import SlidingWindow
 from .spans import Spans
@@ -34,11 +36,14 @@ PATTERNS: dict[str, type[Pattern]] = {
         Summary,
         Prefix,
         Spans,
+        Prompt,
+        AfterPrompt,
     )
 }
 
 __all__ = [
     "PATTERNS",
+    "AfterPrompt",
     "BlockCausal",
     "BlockLocal",
     "Causal",
@@ -46,6 +51,7 @@ __all__ = [
     "LogSparse",
     "Offsets",
     "Prefix",
+    "Prompt",
     "Sinks",
     "SlidingWindow",
     "Spans",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..intervals import Intervals
-from ..mask import Bounds
+from ..marks import Bounds, unknown
 from ..pattern import Pattern
 from ..tile import Tile, classify
 
@@ -77,11 +77,7 @@ class Bidirectional(Pattern):
     def _bounds(self) -> Bounds:
         """Return the spans that are not empty; raise a ValueError if only the batch knows them."""
         if self.bounds is None:
-            raise ValueError(
-                f"'{self.name}' needs to be told where its tokens are: pass prefix_lengths= or span_ids= to the model "
-                "(in `generate` the prompt is the prefix, or pass past_key_values=cache_with_prefix(model, ...)), or "
-                "write a fixed one such as 'prefix:17'"
-            )
+            raise unknown(self.name)
         return tuple(span for span in self.bounds if span[0] < span[1])
 
     def _edges(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..mask import Bounds
+from ..marks import Bounds, Marks
 from .bidirectional import Bidirectional
 
 
@@ -43,5 +43,5 @@ class Prefix(Bidirectional):
     def bounds(self) -> Bounds | None:
         return None if self.length is None else ((0, self.length),)
 
-    def bind(self, spans: Bounds) -> Prefix:
-        return Prefix(next((stop for start, stop in spans if start == 0), 0)) if self.needs else self
+    def bind(self, marks: Marks) -> Prefix:
+        return Prefix(next((stop for start, stop in marks.spans if start == 0), 0)) if self.needs else self

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..mask import Bounds
+from ..marks import Bounds, Marks
 from ..pattern import require_int
 from ..progression import FOREVER
 from .bidirectional import Bidirectional
@@ -66,5 +66,5 @@ class Spans(Bidirectional):
     def bounds(self) -> Bounds | None:
         return None if self.edges is None else tuple(zip(self.edges[::2], self.edges[1::2], strict=True))
 
-    def bind(self, spans: Bounds) -> Spans:
-        return Spans(tuple(itertools.chain.from_iterable(spans))) if self.needs else self
+    def bind(self, marks: Marks) -> Spans:
+        return Spans(tuple(itertools.chain.from_iterable(marks.spans))) if self.needs else self

@@ -46,6 +46,7 @@ class Eviction:
     reads: a static mask of what later queries read; None before the first call.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has evicted.
     marked: the least length to crop to that leaves no part of a bidirectional prefix or span.
+    prompts: number of prompt tokens of each row, or one for all ``[B]``; None where no mask needs it, or in packed rows.
     """
 
     def __init__(self, layer_mask: LayerMask, window: int | None) -> None:
@@ -55,6 +56,7 @@ class Eviction:
         self.evicts = takes_gaps(layer_mask.backend)
         self.reads: MaskExpression | None = None
         self.floor = self.marked = 0
+        self.prompts: Tensor | None = None
         # At the last eviction: a number of columns, and how many of them held real tokens, by row.
         self._real: tuple[int, Tensor] | None = None
 
@@ -66,6 +68,7 @@ class Eviction:
         """
         self._follow(call)
         self.marked = max(self.marked, call.batch.marked)
+        self.prompts = call.batch.prompts
         if self._real is not None:
             count = call.count(self._real[0])
             if not bool((count == self._real[1].to(count.device)).all()):
@@ -149,5 +152,12 @@ class Eviction:
 
     def select(self, rows: Tensor) -> None:
         """Take rows of the batch."""
-        if self._real is not None and len(self._real[1]) > 1:
-            self._real = self._real[0], self._real[1][rows.to(self._real[1].device)]
+        if self._real is not None:
+            self._real = self._real[0], _rows_of(self._real[1], rows)
+        if self.prompts is not None:
+            self.prompts = _rows_of(self.prompts, rows)
+
+
+def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of ``[B]``, or the one that stands for all."""
+    return x[rows.to(x.device)] if len(x) > 1 else x

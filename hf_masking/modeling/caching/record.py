@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 ATTRIBUTE = "hf_masking"  # the attribute of a cache that holds its CacheRecord
+
+
+class GivenMarks(NamedTuple):
+    """The marks of the prompts that a cache was made for, as a forward takes them."""
+
+    prefix_lengths: Any = None
+    span_ids: Tensor | None = None
+    prompt_lengths: Any = None
 
 
 @dataclass
@@ -17,12 +25,12 @@ class CacheRecord:
 
     filled: a patched model has stored its keys.
     packed: its rows hold several documents.
-    marks: prefix lengths, or span ids, of the prompts that it was made for.
+    marks: those of the prompts that it was made for.
     """
 
     filled: bool = False
     packed: bool = False
-    marks: tuple[Any, Tensor | None] = (None, None)
+    marks: GivenMarks = GivenMarks()
 
 
 def record_of(cache: Cache) -> CacheRecord:

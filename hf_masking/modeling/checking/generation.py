@@ -114,8 +114,7 @@ class _Probe:
     def __init__(self, model: PreTrainedModel, lengths: Sequence[int], new_tokens: int) -> None:
         self.model, self.read = model, Readout(model)
         self.texts = [(length, *(1,) * new_tokens) for length in lengths]
-        needs = Needs.of(layer_masks(model))
-        self.marks, self.prompt_is_prefix = needs.spans, needs.prefix_only
+        self.needs = Needs.of(layer_masks(model))
 
     @functools.cached_property
     def rounding(self) -> Rounding:
@@ -130,36 +129,49 @@ class _Probe:
         torch.manual_seed(_SEED)
         # Given, since `generate` would take tokens with the padding's id for padding.
         options = {"output_logits": True, "attention_mask": torch.ones_like(prompt)} | options
-        if not self.prompt_is_prefix and "past_key_values" not in options:
+        if "spans" in self.needs.names and "past_key_values" not in options:
             real: Any = options["attention_mask"]
             options["past_key_values"] = cache_with_prefix(self.model, real.sum(-1))
         inputs = {} if "inputs_embeds" in options else {"inputs": prompt}
         return self.model.generate(**inputs, return_dict_in_generate=True, **options)
 
-    def recomputed(self, sequences: Tensor, prompt: int, last: int) -> Tensor:
+    def marks(self, rows: int, prompt: int, prefix: int | None = None) -> dict[str, Any]:
+        """Return the marks that the masks need, as a forward takes them.
+
+        Parameters:
+            prompt: number of tokens in the prompt.
+            prefix: number of tokens in the prefix, by default the prompt.
+        """
+        prefix = prompt if prefix is None else prefix
+        lengths = {"prefix_lengths": (prefix, self.needs.spans), "prompt_lengths": (prompt, self.needs.prompt)}
+        return {name: [length] * rows for name, (length, needed) in lengths.items() if needed}
+
+    def recomputed(self, sequences: Tensor, prompt: int, last: int, prefix: int | None = None) -> Tensor:
         """Return the logits of the last tokens ``[B, last, vocabulary]`` from one forward without a cache.
 
         Parameters:
             sequences: ``[B, N]``.
-            prompt: number of tokens at the start that are the prefix, if the masks need one.
+            prompt, prefix: as for `marks`.
         """
-        arguments: dict[str, Any] = {"prefix_lengths": [prompt] * len(sequences)} if self.marks else {}
+        arguments = self.marks(len(sequences), prompt, prefix)
         if self.read.takes_positions:
             # As `generate` gives them: RoBERTa's own begin at another number.
             arguments["position_ids"] = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
         return self.read(sequences, last=last, **arguments)
 
-    def difference(self, seen: Tensor, sequences: Tensor, prompt: int, *, drawn: bool = False) -> Tensor:
+    def difference(
+        self, seen: Tensor, sequences: Tensor, prompt: int, *, prefix: int | None = None, drawn: bool = False
+    ) -> Tensor:
         """Return how far the logits of each new token ``[B, n]``, and the token itself, are from recomputation.
 
         Parameters:
             seen: the logits that a mode has computed for its new tokens ``[B, n, vocabulary]``.
             sequences: prompt and new tokens ``[B, N]``.
-            prompt: number of tokens in the prompt, which is the prefix.
+            prompt, prefix: as for `marks`.
             drawn: the tokens are drawn with the seed; otherwise they have the greatest logits.
         """
         new = seen.shape[1]
-        logits, written = self.recomputed(sequences, prompt, new + 1)[:, :-1], sequences[:, -new:]
+        logits, written = self.recomputed(sequences, prompt, new + 1, prefix)[:, :-1], sequences[:, -new:]
         if drawn:
             # From the mode's own logits: with the recomputed ones rounding may decide what is drawn.
             torch.manual_seed(_SEED)
@@ -236,7 +248,7 @@ def _assisted(probe: _Probe, length: int) -> Tensor:
 
 
 def _assisted_patched(probe: _Probe, length: int) -> Tensor:
-    if probe.marks:
+    if probe.needs.spans:
         raise _NotHereError("a draft model would take back a part of its prefix")
     draft = _draft(probe)
     patch_model(draft, layer_masks(probe.model)[0], check=False)
@@ -272,14 +284,14 @@ def _draft(probe: _Probe) -> PreTrainedModel:
 
 
 def _chunked_prefill(probe: _Probe, length: int) -> Tensor:
-    options: dict[str, Any] = {"prefill_chunk_size": max(1, length // 3)}
-    if probe.marks:
-        # A prefix must come in one call, so it is in the first chunk.
-        marked = max(1, length // 3)
-        options["past_key_values"] = cache_with_prefix(probe.model, [marked] * 2)
-        result = probe.generate(probe.prompt(2, length), **options)
-        return probe.difference(torch.stack(result.logits, 1), result.sequences, marked)
-    return _greedy(probe, length, **options)
+    chunk = max(1, length // 3)
+    options: dict[str, Any] = {"prefill_chunk_size": chunk}
+    # A prefix must come in one call, so it is in the first chunk; a prompt is in all of them.
+    if marks := probe.marks(2, length, prefix=chunk):
+        lengths, prompt_lengths = marks.get("prefix_lengths"), marks.get("prompt_lengths")
+        options["past_key_values"] = cache_with_prefix(probe.model, lengths, prompt_lengths=prompt_lengths)
+    result = probe.generate(probe.prompt(2, length), **options)
+    return probe.difference(torch.stack(result.logits, 1), result.sequences, length, prefix=chunk)
 
 
 def _turns(probe: _Probe, length: int) -> Tensor:
@@ -312,8 +324,8 @@ def _embeddings(probe: _Probe, length: int) -> Tensor:
 
 
 def _static(probe: _Probe, length: int) -> Tensor:
-    if probe.marks:
-        raise _NotHereError("a static cache cannot carry a prefix")
+    if probe.needs.names:
+        raise _NotHereError("a static cache cannot carry a prefix or the length of a prompt")
     if any(weighting.scores_pairs for mask in layer_masks(probe.model) for weighting in mask.weightings):
         raise _NotHereError("a static cache has no room for the features of the keys")
     windowed = getattr(probe.model.config.get_text_config(decoder=True), "sliding_window", None)
@@ -335,7 +347,7 @@ def _return_sequences(probe: _Probe, length: int) -> Tensor:
 def _forward_by_forward(probe: _Probe, length: int) -> Tensor:
     """Run the model's own forward with a cache: the prompt, then several tokens, then one by one."""
     tokens = probe.prompt(2, length + 8)
-    marked: dict[str, Any] = {"prefix_lengths": [length] * 2} if probe.marks else {}
+    marked = probe.marks(2, length)
     return relative(probe.read.cached(tokens, (length, 4, 1, 1, 2), **marked), probe.read(tokens, **marked))
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ...masks import MaskExpression
+from ...masks.marks import Marks
 
 LENGTH = 12
-MARKED = 3  # number of tokens at the start of a document that are its prefix, or its marked span
+MARKED = 3  # number of tokens at the start of a document that are its prefix, its marked span and its prompt
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Layout:
     def allowed(self, mask: MaskExpression) -> Tensor:
         """Return the allowed pairs ``[N, N]``; those that an adaptive mask may allow count as allowed."""
         positions, n = self.positions, len(self.ids)
-        allowed = mask.bind(((0, MARKED),)).union.normal_form().bound.dense(n)
+        allowed = mask.bind(Marks(((0, MARKED),), MARKED)).union.normal_form().bound.dense(n)
         pairs = [
             [self.ids[i] == self.ids[j] >= 0 and bool(allowed[positions[i], positions[j]]) for j in range(n)]
             for i in range(n)

@@ -81,7 +81,7 @@ class _Probe:
         self.n_layers = count_layers(config)
         self.read = Readout(model)
         self.tokens = self.read.draw(1, LENGTH, seed=0)
-        self.marks = Needs.of(wanted.masks(self.n_layers)).spans
+        self.needs = Needs.of(wanted.masks(self.n_layers))
         with recording() as calls:
             whole = self.rows(self.tokens, PLAIN)
         if not bool(whole.isfinite().all()):
@@ -101,10 +101,10 @@ class _Probe:
         return self.read(tokens, **arguments, **self.marked(layout, tokens))
 
     def marked(self, layout: Layout, tokens: Tensor) -> dict[str, Any]:
-        """Return the marked spans of a layout, or of its first tokens, if the masks need them."""
-        if not self.marks:
-            return {}
-        return {"span_ids": torch.tensor(layout.spans[: tokens.shape[1]], device=tokens.device).expand_as(tokens)}
+        """Return the marks of a layout, or of its first tokens, that the masks need."""
+        spans = torch.tensor(layout.spans[: tokens.shape[1]], device=tokens.device).expand_as(tokens)
+        needed = {"span_ids": self.needs.spans, "prompt_mask": self.needs.prompt}
+        return {name: spans if name == "span_ids" else spans >= 0 for name, needs in needed.items() if needs}
 
     def influence(self, layout: Layout, turn: int = 0) -> Tensor:
         """Return how much each row changes when one token does ``[N, changed]``; each turn takes another token."""

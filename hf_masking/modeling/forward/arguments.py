@@ -13,12 +13,14 @@ from ...plan.documents import PADDING, ids_from_padding, ids_from_position_ids, 
 from ..batch import Batch
 from ..caching.record import record_of
 from ..in_graph import holds, refuse_if
-from .marks import Needs, check_ids, read_spans, refuse_spans
+from .given import check_ids
+from .marks import Needs, read_marks
 from .mask_slot import is_slot
 
 # The arguments by which FlashAttention knows the documents of a flattened batch; its collators pass all of them.
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-OWN = ("document_ids", "prefix_lengths", "span_ids", *_FLATTENED)  # arguments that the model does not know
+_MARKS = ("prefix_lengths", "span_ids", "prompt_lengths", "prompt_mask")
+OWN = ("document_ids", *_MARKS, *_FLATTENED)  # arguments that the model does not know
 
 
 def read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, *, caches: bool, **beside: Any) -> Batch:
@@ -36,7 +38,7 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, *, cac
     # If they start a new document, the cache holds packed documents.
     restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
     flattened = any(arguments.get(name) is not None for name in _FLATTENED)
-    if torch.compiler.is_compiling() and (needs.spans or restarts or flattened):
+    if torch.compiler.is_compiling() and (needs.marks or restarts or flattened):
         return _read_outside(arguments, cache, needs, beside)
     return _read(arguments, cache, needs, beside)
 
@@ -65,17 +67,14 @@ def _read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, besid
         ids = None if real is None else ids_from_padding(real)
     elif real is not None:
         ids = torch.where(real, ids, PADDING)
-    spans = None
-    if needs.spans:
-        spans = read_spans(arguments, needs, real, packed, (rows, seen, new))
-    else:
-        refuse_spans(arguments)
-    ids, spans = _one_if_alike(ids), _one_if_alike(spans)
-    if spans is not None and len(spans) > 1 and ids is None:
-        ids = torch.zeros_like(spans)
-    if spans is not None and ids is not None:
-        ids, spans = torch.broadcast_tensors(ids, spans.to(ids.device))
-    return Batch(seen, new, ids, packed, spans, cache, **beside)
+    marks = read_marks(arguments, needs, cache, real, ids if packed else None, (rows, seen, new))
+    ids, marks = _one_if_alike(ids), _one_if_alike(marks)
+    if marks is not None and len(marks) > 1 and ids is None:
+        ids = torch.zeros_like(marks[:, 0])
+    if marks is not None and ids is not None:
+        alike = max(len(ids), len(marks))
+        ids, marks = ids.expand(alike, -1), marks.to(ids.device).expand(alike, -1, -1)
+    return Batch(seen, new, ids, packed, marks, cache, **beside)
 
 
 def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -86,16 +85,16 @@ def _with_choices_as_rows(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     ids, real = arguments.get("input_ids"), arguments.get("attention_mask")
     if ids is None or ids.ndim < 3 or not ("mc_token_ids" in arguments or getattr(real, "ndim", 0) == ids.ndim):
         return arguments
-    of_tokens = ("input_ids", "attention_mask", "document_ids", "span_ids", "labels")
+    of_tokens = ("input_ids", "attention_mask", "document_ids", "span_ids", "prompt_mask", "labels")
     given = {name: arguments[name] for name in of_tokens if arguments.get(name) is not None}
     return {**arguments, **{name: tensor.flatten(end_dim=-2) for name, tensor in given.items()}}
 
 
 _read_outside = torch.compiler.disable(
     _read,
-    reason="prefix_lengths, span_ids, cu_seq_lens_q and, where a cache is filled, position_ids are read outside the "
-    "graph, since what follows depends on their values; leave fullgraph=True out, or pass use_cache=False for "
-    "position_ids and document_ids instead of cu_seq_lens_q",
+    reason="prefix_lengths, span_ids, prompt_lengths, prompt_mask, cu_seq_lens_q and, where a cache is filled, "
+    "position_ids are read outside the graph, since what follows depends on their values; leave fullgraph=True out, or "
+    "pass use_cache=False for position_ids and document_ids instead of cu_seq_lens_q",
 )
 
 

@@ -66,10 +66,10 @@ def _documents(
     if ids is None:
         ids = torch.zeros(1, len(columns), dtype=torch.int32, device=device)
     ids = _fitted(ids.to(device), len(columns))
-    spans = None if batch.spans is None else _fitted(batch.spans.to(device), len(columns))
+    marks = None if batch.marks is None else _fitted(batch.marks.to(device), len(columns))
     # A static cache has empty columns after the last query.
     ids = torch.where(columns >= q_offset + q_length, PADDING, ids)
-    whole = Documents.from_ids(ids, query_columns, spans)
+    whole = Documents.from_ids(ids, query_columns, marks)
     if kv_offset == 0:
         return whole
     _refuse_lost_keys(whole.key_positions >= 0, kv_offset, q_offset + q_length)
@@ -81,7 +81,7 @@ _documents_outside = torch.compiler.disable(_documents, reason=EVICTS)
 
 
 def _fitted(x: Tensor, length: int) -> Tensor:
-    return nn.functional.pad(x[:, :length], (0, length - min(length, x.shape[1])), value=PADDING)
+    return nn.functional.pad(x[..., :length], (0, length - min(length, x.shape[-1])), value=PADDING)
 
 
 def _refuse_lost_keys(real: Tensor, kv_offset: int, seen: int | Tensor) -> None:

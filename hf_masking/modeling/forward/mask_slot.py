@@ -1,7 +1,7 @@
 """The tensor that travels through Transformers' mask slot in place of a dense mask.
 
-int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries; where spans are marked a
-third row has the span of each key. It is O(N), four-dimensional so that Transformers passes it on unchanged, and of
+int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries; where masks need marks, two
+more rows have those of each key. It is O(N), four-dimensional so that Transformers passes it on unchanged, and of
 integers so that another attention implementation refuses it. Where the layers of a cache know their keys, K is 0.
 """
 
@@ -47,7 +47,7 @@ def is_slot(value: object, length: int | None = None) -> bool:
     if not isinstance(value, Tensor) or value.dtype != torch.int32 or value.ndim != 4:
         return False
     # Compared one by one: the compiler cannot answer `in` for sizes that vary.
-    return value.shape[1] == 1 and 2 <= value.shape[2] <= 3 and (length is None or value.shape[3] == length)
+    return value.shape[1] == 1 and 2 <= value.shape[2] <= 4 and (length is None or value.shape[3] == length)
 
 
 def record_of(slot: Tensor) -> SlotRecord:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ...masks.marks import A_PROMPT
 from ..base_model.architecture import count_layers, own_window, positions_of, pretrained
 from ..base_model.own_window import OwnWindow
 from .record import require_patch
@@ -29,7 +30,7 @@ def label_of(model: nn.Module) -> str:
     clipped = {
         layer: f"within the model's window of {window}"
         for layer, window in windows.items()
-        if OwnWindow(window).clips(wanted.mask_of(layer).unmarked.union, positions_of(config))
+        if OwnWindow(window).clips(wanted.mask_of(layer).bind(A_PROMPT).union, positions_of(config))
     }
     for text, layers in _grouped(clipped).items():
         parts.append(text if len(layers) == n_layers else f"{name_layers(layers)} {text}")

@@ -16,7 +16,7 @@ from hf_masking.modeling.caching import eviction
 from hf_masking.modeling.caching.layer import MaskedLayer
 from hf_masking.modeling.checking import generation
 from hf_masking.modeling.checking.generation import MODES, borders
-from hf_masking.modeling.forward import arguments, marks
+from hf_masking.modeling.forward import arguments, prompts, spans
 
 from ..families import CONFIGS, OWN_WINDOWS, build
 
@@ -36,6 +36,9 @@ MASKS = [
     "prefix|causal",
     "prefix|window:5|sinks:1",
     "spans|window:4|sinks:1",
+    "prompt|window:8",
+    "window:8|sinks:2|after_prompt",
+    "prefix|prompt|window:4",
 ]
 
 
@@ -63,6 +66,9 @@ def assert_passes(report, family=""):
     [
         ("gpt2", "window:4|sinks:2"),
         ("llama", "prefix|window:5|sinks:1"),
+        ("gpt2", "prompt|window:8"),
+        ("qwen3", "window:8|sinks:2|after_prompt"),
+        ("gemma3", "spans|prompt|window:4"),
         ("mistral", "heads[window:4; sinks:1|window:2]"),
         ("gemma3", "strided:3|window:4"),
     ],
@@ -118,7 +124,7 @@ def a_crop_too_short(monkeypatch):
 def empty_columns_of_a_static_cache_attended(monkeypatch):
     honest = batch.Documents.from_ids
     monkeypatch.setattr(
-        batch.Documents, "from_ids", lambda ids, columns, spans=None: honest(ids.clamp(min=0), columns - 1, spans)
+        batch.Documents, "from_ids", lambda ids, columns, marks=None: honest(ids.clamp(min=0), columns - 1, marks)
     )
 
 
@@ -172,8 +178,8 @@ def test_a_draft_model_that_fails_only_under_a_mask_is_a_fault(soon, monkeypatch
 
 
 def test_a_prefix_that_is_one_token_short_is_seen(soon, monkeypatch):
-    honest = marks._prompts
-    monkeypatch.setattr(marks, "_prompts", lambda *arguments: honest(*arguments) - 1)
+    honest = spans.prompts_of_generate
+    monkeypatch.setattr(spans, "prompts_of_generate", lambda *arguments: honest(*arguments) - 1)
     monkeypatch.setattr(generation, "MODES", {"greedy": MODES["greedy"]})
     assert not check_generation(model_of("llama", "prefix|window:5"), lengths=[9]).passed
 

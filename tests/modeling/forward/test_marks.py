@@ -166,7 +166,7 @@ def test_what_is_refused():
     causal = patch_model(build("llama"), "causal", check=False)
     with pytest.raises(ValueError, match="prefix_lengths is for a mask that needs it"):
         causal(inputs, prefix_lengths=[1])
-    with pytest.raises(ValueError, match="a prefix is for a mask that needs it"):
+    with pytest.raises(ValueError, match="prefix_lengths is for a mask that needs it"):
         cache_with_prefix(causal, [1])
     with pytest.raises(ValueError, match="give one of lengths and span_ids"):
         cache_with_prefix(model)
