@@ -16,7 +16,7 @@ from hf_masking.masks import AfterPrompt, HeadMasks, Marks, Prefix, Prompt, Span
         ("spans", {"spans"}, "spans:0,0"),
         ("prompt|window:4", {"prompt"}, "prompt:0|window:4"),
         ("prompt:3|after_prompt:5", set(), "prompt:3|after_prompt:5"),
-        ("heads[after_prompt; prefix]|window:4", {"prompt", "prefix"}, "heads[after_prompt:0|window:4; prefix:0|window:4]"),
+        ("heads[after_prompt; prefix]", {"prompt", "prefix"}, "heads[after_prompt:0; prefix:0]"),
         ("spans:2,5", set(), "spans:2,5"),
         ("prefix|spans|window:4", {"prefix", "spans"}, "prefix:0|spans:0,0|window:4"),
         ("heads[prefix|causal; window:3]", {"prefix"}, "heads[prefix:0|causal; window:3]"),

@@ -46,7 +46,7 @@ class Eviction:
     reads: a static mask of what later queries read; None before the first call.
     floor: cropped to fewer tokens than this, the cache would lack keys that it has evicted.
     marked: the least length to crop to that leaves no part of a bidirectional prefix or span.
-    prompts: number of prompt tokens of each row, or one for all ``[B]``; None where no mask needs it, or in packed rows.
+    prompts: number of prompt tokens of each row, or one for all ``[B]``; None if no mask needs it, and for packed rows.
     """
 
     def __init__(self, layer_mask: LayerMask, window: int | None) -> None:

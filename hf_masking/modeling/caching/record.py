@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class CacheRecord:
 
     filled: bool = False
     packed: bool = False
-    marks: GivenMarks = GivenMarks()
+    marks: GivenMarks = field(default_factory=GivenMarks)
 
 
 def record_of(cache: Cache) -> CacheRecord:

@@ -38,7 +38,7 @@ def read(arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, *, cac
     # If they start a new document, the cache holds packed documents.
     restarts = caches and position_ids is not None and position_ids.shape[-1] > 1
     flattened = any(arguments.get(name) is not None for name in _FLATTENED)
-    if torch.compiler.is_compiling() and (needs.marks or restarts or flattened):
+    if torch.compiler.is_compiling() and (needs.names or restarts or flattened):
         return _read_outside(arguments, cache, needs, beside)
     return _read(arguments, cache, needs, beside)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ...masks import MaskExpression
-from ...masks.marks import unknown
 from ...plan.documents import PADDING
 from .prompts import read_prompts
 from .spans import read_spans
@@ -89,8 +88,6 @@ def read_marks(
     spans, prompts = torch.full((1, 1), PADDING), torch.zeros(1, 1, dtype=torch.long)
     if needs.spans:
         spans = read_spans(arguments, "spans" not in needs.names, real, ids is not None, shape)
-        if spans is None:
-            raise unknown(min(needs.names & {"prefix", "spans"}))
     if needs.prompt:
         prompts = read_prompts(arguments, cache, real, ids, shape)
     rows, device = max(len(spans), len(prompts)), (spans if needs.spans else prompts).device

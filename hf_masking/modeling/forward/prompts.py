@@ -90,7 +90,7 @@ def _given(
 
 
 def _first_prompts(arguments: Mapping[str, Any], real: Tensor | None, rows: int, new: int) -> Tensor | None:
-    """Return the prompts ``[B, 1]`` that the cache was made for; without these, those of the first call of `generate`."""
+    """Return the prompts ``[B, 1]`` that the cache was made for, or else those in the first call of `generate`."""
     cache = arguments.get("past_key_values")
     lengths = record_of(cache).marks.prompt_lengths if isinstance(cache, Cache) else None
     if lengths is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
+from ...masks.marks import unknown
 from ...plan.documents import PADDING, renumbered
 from ..caching.record import record_of
 from .given import as_lengths, check_ids, repeated
@@ -18,8 +19,8 @@ from .prompts import prompts_of_generate
 
 def read_spans(
     arguments: Mapping[str, Any], prefix_only: bool, real: Tensor | None, packed: bool, shape: tuple[int, int, int]
-) -> Tensor | None:
-    """Return the marked span of each token ``[B or 1, N]``, negative for none; None if it is not known.
+) -> Tensor:
+    """Return the marked span of each token ``[B or 1, N]``, negative for none.
 
     Parameters:
         arguments: those of the forward, by name.
@@ -27,6 +28,9 @@ def read_spans(
         real: ``[B, N]``, False for padding; None where no token is.
         packed: a row may hold several documents.
         shape: rows, cached tokens and new tokens.
+
+    Raises:
+        ValueError: the spans are not known, or they do not come in full with one call.
     """
     rows, seen, new = shape
     lengths, span_ids = arguments.get("prefix_lengths"), arguments.get("span_ids")
@@ -45,7 +49,7 @@ def read_spans(
     elif span_ids is not None:
         spans = _of_ids(span_ids, real, shape)
     else:
-        return None
+        raise unknown("prefix" if prefix_only else "spans")
     _refuse_seen_labels(arguments.get("labels"), spans[:, seen:])
     return spans
 

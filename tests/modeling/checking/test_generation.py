@@ -184,6 +184,41 @@ def test_a_prefix_that_is_one_token_short_is_seen(soon, monkeypatch):
     assert not check_generation(model_of("llama", "prefix|window:5"), lengths=[9]).passed
 
 
+@pytest.mark.parametrize("mode", ["greedy", "left-padded prompts of unequal length", "prompt lookup"])
+@pytest.mark.parametrize("mask", ["prompt|window:5", "window:5|after_prompt"])
+def test_a_prompt_that_is_one_token_short_is_seen(soon, monkeypatch, mask, mode):
+    monkeypatch.setattr(generation, "MODES", {mode: MODES[mode]})
+    assert check_generation(model_of("llama", mask), lengths=[41]).passed
+    honest = prompts.prompts_of_generate
+    monkeypatch.setattr(prompts, "prompts_of_generate", lambda *arguments: honest(*arguments) - 1)
+    assert not check_generation(model_of("llama", mask), lengths=[41]).passed
+
+
+def a_cache_that_forgets_where_the_prompt_ends(monkeypatch):
+    honest = Batch._last_reader
+    unmarked = lambda self, mask, positions: honest(self, mask.unmarked, positions)  # noqa: E731
+    monkeypatch.setattr(Batch, "_last_reader", unmarked)
+
+
+def a_later_call_that_takes_all_tokens_for_the_prompt(monkeypatch):
+    monkeypatch.setattr(prompts, "_held", lambda cache: torch.tensor([[1000]]))
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams", "chunked prefill", "several turns on one cache"])
+@pytest.mark.parametrize(
+    ("mask", "fault"),
+    [
+        ("prompt|window:5", a_cache_that_forgets_where_the_prompt_ends),
+        ("prompt|window:5", a_later_call_that_takes_all_tokens_for_the_prompt),
+        ("window:5|after_prompt", a_later_call_that_takes_all_tokens_for_the_prompt),
+    ],
+)
+def test_a_fault_of_prompts_turns_the_row_red(soon, monkeypatch, mode, mask, fault):
+    monkeypatch.setattr(generation, "MODES", {mode: MODES[mode]})
+    fault(monkeypatch)
+    assert not check_generation(model_of("llama", mask), lengths=[41]).passed
+
+
 def test_wrong_lengths():
     with pytest.raises(ValueError, match=r"prompts of \[1\] tokens, expected 2 to 98"):
         check_generation(patch_model(build("llama"), "window:4", check=False), lengths=[1])
