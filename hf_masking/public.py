@@ -1,7 +1,7 @@
 """Export the names of `hf_masking`, which imports this module when the first one is used."""
 
 from .adaptive import AdaptiveSpan, Features, LayerShape, Relevance, Selection, TopBlocks, Weighting
-from .attention import masked_attention
+from .attention import exchanged_bytes, masked_attention
 from .errors import UnsupportedModelError
 from .evaluation import perplexity, probe, probe_task
 from .masks import (
@@ -36,6 +36,8 @@ from .modeling import (
     mask_penalties,
     patch_model,
     patched,
+    sequence_parallel,
+    shard_batch,
     unpatch_model,
 )
 from .spec import MaskSyntaxError, parse_mask, register_mask
@@ -73,6 +75,7 @@ __all__ = [
     "check_model",
     "effective_mask",
     "effective_weights",
+    "exchanged_bytes",
     "from_pretrained",
     "get_mask_config",
     "is_patched",
@@ -85,5 +88,7 @@ __all__ = [
     "probe",
     "probe_task",
     "register_mask",
+    "sequence_parallel",
+    "shard_batch",
     "unpatch_model",
 ]

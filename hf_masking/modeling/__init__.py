@@ -16,6 +16,7 @@ from .patching.label import label_of
 from .patching.layer_mask import is_learned
 from .patching.record import get_mask_config, is_patched, layer_masks
 from .pretrained import base_model_of, from_pretrained, load, read_checkpoint
+from .sequence_parallel import sequence_parallel, shard_batch
 
 __all__ = [
     "CheckReport",
@@ -44,7 +45,9 @@ __all__ = [
     "positions_of",
     "pretrained",
     "read_checkpoint",
+    "sequence_parallel",
     "shape_of",
+    "shard_batch",
     "sharing_weights",
     "unpatch_model",
     "vocabulary_of",

@@ -13,6 +13,7 @@ from ..masks import MaskExpression
 from ..masks.marks import Marks
 from ..plan import Documents
 from ..plan.documents import PADDING, positions_in_documents
+from .sharding import Sharding
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Batch:
     cache: the cache, if its layers are `MaskedLayer`s, which know which columns they retain.
     attentions: the caller wants the attention probabilities.
     for_loss: the names of arguments that the model's loss reads, and no model inside it.
+    sharding: under sequence parallelism, the shards of all ranks; then ids and spans are those of all columns.
 
     B is 1 where all rows are alike.
     """
@@ -38,6 +40,7 @@ class Batch:
     cache: Cache | None = None
     attentions: bool = False
     for_loss: frozenset[str] = frozenset()
+    sharding: Sharding | None = None
 
     @functools.cached_property
     def marked(self) -> int:

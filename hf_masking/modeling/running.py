@@ -22,6 +22,9 @@ Two carriers lead from the batch to `attend`, and both are needed:
   running layer. It is a thread-local, since the layers of some models (Nemotron, OPT) drop keyword arguments that they
   do not know.
 
+Under `sequence_parallel` the arguments of all ranks make one Batch, and `interface.attend` exchanges keys before it
+attends (`sharding.py`).
+
 Observers of a thread (`mask_penalties`, `recording`) collect from every forward in it.
 """
 
@@ -37,6 +40,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..adaptive import Features
 from ..masks import MaskExpression
@@ -96,6 +100,15 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.calls: list[Running] = []
         self.observers: dict[str, list[Any]] = {}
+        self.sequence: Sequence | None = None
+
+
+@dataclass
+class Sequence:
+    """The process group whose ranks hold shards of one sequence, and the number of forwards in it so far."""
+
+    group: ProcessGroup
+    forwards: int = 0
 
 
 _here = _Here()
@@ -162,6 +175,21 @@ def observing(what: str) -> Iterator[list[Any]]:
             del _here.observers[what]
         else:
             _here.observers[what] = before
+
+
+@contextmanager
+def in_sequence(group: ProcessGroup) -> Iterator[Sequence]:
+    """Note that the forwards of this thread are of shards, for the length of a with block."""
+    before, _here.sequence = _here.sequence, Sequence(group)
+    try:
+        yield _here.sequence
+    finally:
+        _here.sequence = before
+
+
+def sequence() -> Sequence | None:
+    """Return the group whose ranks hold shards of the sequence that this thread runs; None for whole sequences."""
+    return _here.sequence
 
 
 def observer(what: str) -> list[Any] | None:

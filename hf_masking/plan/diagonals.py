@@ -77,5 +77,7 @@ def diagonals_of(piece: Intervals, lengths: Lengths) -> Diagonals | None:
         if not bool(on_it[row : row + rows].all()):
             return None
         if rows:
-            diagonals.append(Diagonal(row, rows, lengths.first_query - lengths.first_key - distance))
+            # Its keys are neighbours, and so between the same gaps.
+            first_key = lengths.keys_before(torch.tensor(lengths.first_query + row - distance))
+            diagonals.append(Diagonal(row, rows, int(first_key) - row))
     return Diagonals(tuple(diagonals))

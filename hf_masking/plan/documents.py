@@ -112,7 +112,7 @@ class Documents:
         """The documents that have queries, row by row; those of one row, if all are alike.
 
         Raises:
-            ValueError: the positions of a document's tokens are not consecutive.
+            ValueError: the positions of a document's queries are not consecutive, or those of its keys do not ascend.
         """
         described = [x.cpu() for x in (self.query_positions, self.query_ids, self.key_positions, self.key_ids)]
         marks = [None] * len(described[0]) if self.key_marks is None else list(self.key_marks.cpu())
@@ -167,8 +167,8 @@ def _segments_of_row(
         if key_columns is None:
             continue
         first_query, n_queries = _consecutive(query_positions[query_columns])
-        first_key, n_keys = _consecutive(key_positions[key_columns])
-        lengths = Lengths(first_query, n_queries, first_key, n_keys)
+        first_key, gaps = _ascending(key_positions[key_columns])
+        lengths = Lengths(first_query, n_queries, first_key, len(key_columns), gaps)
         marked = None if marks is None else _marks(key_positions[key_columns], marks[:, key_columns])
         yield Segment(row, lengths, _as_slice(query_columns), _as_slice(key_columns), marked)
 
@@ -195,6 +195,16 @@ def _consecutive(positions: Tensor, whose: str = "a document's") -> tuple[int, i
     if int(positions[-1]) - first != len(positions) - 1 or bool((positions.diff() != 1).any()):
         raise ValueError(f"the positions of {whose} tokens must be consecutive, got {positions.tolist()[:8]}...")
     return first, len(positions)
+
+
+def _ascending(positions: Tensor) -> tuple[int, Bounds]:
+    """Return the first of the positions of keys, and the gaps between them."""
+    steps = positions.diff()
+    if bool((steps < 1).any()):
+        raise ValueError(f"the positions of a document's keys must ascend, got {positions.tolist()[:8]}...")
+    after = (steps > 1).nonzero()[:, 0]
+    gaps = zip((positions[after] + 1).tolist(), positions[after + 1].tolist(), strict=True)
+    return int(positions[0]), tuple(gaps)
 
 
 def _as_slice(columns: Tensor) -> Columns:

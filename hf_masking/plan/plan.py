@@ -65,8 +65,7 @@ def plan_of(mask: Mask, lengths: Lengths) -> Plan:
 
 def pieces_of(mask: Mask, lengths: Lengths) -> list[Intervals]:
     """Return the mask as intervals for these queries, clipped to these keys, without empty ones."""
-    stop = lengths.first_key + lengths.keys
-    pieces = [piece.clipped(lengths.first_key, stop) for piece in mask.intervals(lengths.query_positions())]
+    pieces = [piece.clipped(lengths.first_key, lengths.stop_key) for piece in mask.intervals(lengths.query_positions())]
     return [piece for piece in pieces if not piece.is_empty()]
 
 
@@ -76,7 +75,7 @@ def is_causal(mask: Mask, lengths: Lengths) -> bool:
 
     False unless there are as many queries as keys: `is_causal` of PyTorch starts at the first key.
     """
-    if (lengths.first_query, lengths.queries) != (lengths.first_key, lengths.keys):
+    if (lengths.first_query, lengths.queries) != (lengths.first_key, lengths.keys) or lengths.gaps:
         return False
     pieces = pieces_of(mask, lengths)
     if len(pieces) != 1 or pieces[0].guards or pieces[0].lattice != Lattice():

@@ -31,9 +31,9 @@ def tiles_of_batch(mask: Mask, documents: Documents, block: int) -> Tensor:
 
 def _tiles_of_piece(piece: Intervals, segment: Segment, n_queries: int, n_keys: int, block: int) -> Tensor:
     queries, keys = (_columns(columns, n) for columns, n in ((segment.queries, n_queries), (segment.keys, n_keys)))
-    seen = piece.first < piece.stop
-    first, last = (x[seen] - segment.lengths.first_key for x in (piece.first, piece.stop - 1))
-    query_block, first, last = queries[seen] // block, keys[first.long()], keys[last.long()]
+    first, stop = (segment.lengths.keys_before(bound).long() for bound in (piece.first, piece.stop))
+    seen = first < stop
+    query_block, first, last = queries[seen] // block, keys[first[seen]], keys[stop[seen] - 1]
     n_blocks = -(-n_queries // block)
 
     def over_rows(values: Tensor, reduce: str, empty: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -20,6 +21,7 @@ from .arguments import OWN, read
 from .generate_calls import GenerationState, generation_state
 from .interface import HARMLESS
 from .marks import Needs
+from .whole_arguments import gather
 
 
 def enter(
@@ -42,25 +44,50 @@ def enter(
     _refuse_another_implementation(module)
     _refuse_generation(arguments, needs.lookahead)
     kwargs = {name: value for name, value in kwargs.items() if name not in OWN}
-    cache = _cache(module, arguments, needs)
-    running.push(module, _read(module, arguments, cache, needs, for_loss=_for_loss(module, names, kwargs)), frame)
-    if cache is not arguments.get("past_key_values"):
-        place = names.index("past_key_values")
-        if place < len(args):
-            args = (*args[:place], cache, *args[place + 1 :])
-        else:
-            kwargs["past_key_values"] = cache
+    if (sequence := running.sequence()) is not None:
+        sequence.forwards += 1
+        batch, added = _read_shard(module, arguments, needs, sequence.group)
+    else:
+        batch, added = _read(module, arguments, needs, for_loss=_for_loss(module, names, kwargs))
+    running.push(module, batch, frame)
+    for name, value in added.items():
+        args, kwargs = _with_argument(args, kwargs, names, name, value)
     return args, kwargs
 
 
+def _with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], names: Sequence[str], name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a forward with one of them set, in its place if it was given by position."""
+    place = names.index(name) if name in names else len(args)
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, kwargs | {name: value}
+
+
+def _read_shard(
+    module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs, group: ProcessGroup
+) -> tuple[Batch, dict[str, Any]]:
+    """Return the batch of all ranks, and the arguments to set: a model cannot know where its shard begins."""
+    whole, sharding = gather(module, arguments, needs, group)
+    batch = read(whole, None, needs, caches=False, sharding=sharding)
+    added: dict[str, Any] = {"use_cache": False}
+    if arguments.get("position_ids") is None:
+        columns = torch.arange(sharding.columns.start, sharding.columns.stop, device=whole["input_ids"].device)
+        added["position_ids"] = columns[None]
+    return batch, added
+
+
 def _read(
-    module: PreTrainedModel, arguments: Mapping[str, Any], cache: Cache | None, needs: Needs, for_loss: frozenset[str]
-) -> Batch:
-    """Return the batch of a forward, whose cache is adopted."""
+    module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs, for_loss: frozenset[str]
+) -> tuple[Batch, dict[str, Any]]:
+    """Return the batch of a forward, whose cache is adopted, and the arguments to set: a new cache."""
+    cache = _cache(module, arguments, needs)
     held = self_attention_cache(cache)
     adopted = held if held is not None and adopt(held, module, needs.adaptive) else None
     attentions = _wants_attentions(module, arguments)
-    return read(arguments, adopted, needs, caches=cache is not None, attentions=attentions, for_loss=for_loss)
+    batch = read(arguments, adopted, needs, caches=cache is not None, attentions=attentions, for_loss=for_loss)
+    return batch, {} if cache is arguments.get("past_key_values") else {"past_key_values": cache}
 
 
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

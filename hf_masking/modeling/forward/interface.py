@@ -120,7 +120,11 @@ def _attend(
         cached.eviction.require(layer_mask, sliding_window)
     features = _features(mask, call, cached, query.shape[2], key.shape[2])
     summaries = _summaries(mask, call, cached, query.shape[2])
-    documents = _documents(module, slot, call, cached, query.shape[2], key.shape[2])
+    if slot is not None and mask_slot.is_shard(slot, query.shape[2], key.shape[2]):
+        whole, sharding = mask_slot.decode_shard(slot)
+        key, value, documents = sharding.exchange(mask, whole, key, value)
+    else:
+        documents = _documents(module, slot, call, cached, query.shape[2], key.shape[2])
     if (calls := running.observer(_CALLS)) is not None:
         layer = int(getattr(module, "layer_idx", 0))
         calls.append(RecordedCall(layer, layer_mask.mask, mask, documents, query, key, value, features))

@@ -14,6 +14,7 @@ from .. import running
 from ..batch import Batch
 from ..in_graph import EVICTS, refuse_if
 from ..patching.config import KEY, SAVED_ATTENTION
+from ..sharding import Sharding
 from . import mask_slot
 
 
@@ -39,6 +40,8 @@ def fill_mask_slot(
             "use the default cache"
         )
     batch, compiling = running.current_batch(), torch.compiler.is_compiling()
+    if batch is not None and batch.sharding is not None:
+        return mask_slot.encode_shard(_documents_of_shard(batch, batch.sharding, device), batch.sharding)
     evicts = batch is not None and batch.cache is not None
     describe = _documents_outside if compiling and evicts else _documents
     slot = mask_slot.encode(describe(attention_mask, q_length, kv_length, q_offset, kv_offset, device))
@@ -48,6 +51,14 @@ def fill_mask_slot(
     if batch.attentions and not compiling:
         mask_slot.record_of(slot).attentions = True
     return slot
+
+
+def _documents_of_shard(batch: Batch, sharding: Sharding, device: Any) -> Documents:
+    """Return the documents of this rank's queries and of the keys of all ranks."""
+    columns = torch.arange(sharding.total, device=device)
+    ids = torch.zeros_like(columns)[None] if batch.ids is None else batch.ids.to(device)
+    spans = None if batch.spans is None else batch.spans.to(device)
+    return Documents.from_ids(ids, columns[sharding.columns], spans)
 
 
 def _documents(

@@ -3,6 +3,9 @@
 int32 ``[B, 1, 2, K + Q]``: positions, then documents, of all keys and then of all queries; where masks need marks, two
 more rows have those of each key. It is O(N), four-dimensional so that Transformers passes it on unchanged, and of
 integers so that another attention implementation refuses it. Where the layers of a cache know their keys, K is 0.
+
+Under sequence parallelism the keys are those of all ranks and the queries those of this one, and a last column has the
+number of the `Sharding`: reentrant gradient checkpointing hands layers another tensor with the same numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...plan import Documents
+from ..sharding import Sharding
 
 _ATTRIBUTE = "hf_masking"  # the attribute of such a tensor that holds its SlotRecord
 
@@ -40,6 +44,24 @@ def decode(slot: Tensor, n_keys: int) -> Documents:
     if record.documents is None:
         record.documents = Documents.decode(slot[:, 0], n_keys)
     return record.documents
+
+
+def encode_shard(documents: Documents, sharding: Sharding) -> Tensor:
+    """Return the tensor for the documents of a rank's queries and of all ranks' keys."""
+    return torch.nn.functional.pad(encode(documents), (0, 1), value=sharding.number)
+
+
+def is_shard(value: object, n_queries: int, n_keys: int) -> bool:
+    """Return whether a value is a tensor of `encode_shard`, for a layer with as many queries as keys of its own."""
+    return isinstance(value, Tensor) and is_slot(value) and n_queries == n_keys and value.shape[3] > 2 * n_queries
+
+
+def decode_shard(slot: Tensor) -> tuple[Documents, Sharding]:
+    """Return the documents in such a tensor, decoded once, and the sharding."""
+    sharding, record = Sharding.numbered(int(slot[0, 0, 0, -1])), record_of(slot)
+    if record.documents is None:
+        record.documents = Documents.decode(slot[:, 0, :, :-1], sharding.total)
+    return record.documents, sharding
 
 
 def is_slot(value: object, length: int | None = None) -> bool:

@@ -1,0 +1,98 @@
+"""Sequence parallelism: the ranks of a process group hold shards of one sequence, and exchange the keys they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
+
+from ..plan.shards import Shards
+from . import running
+
+_IGNORED = -100
+
+
+@contextmanager
+def sequence_parallel(group: ProcessGroup | None = None) -> Iterator[None]:
+    """Run patched models on this process's shard of a sequence, for the length of a with block.
+
+    Every process of the group passes its shard of the columns of one batch, in the order of the ranks; shards may have
+    different lengths. In each layer a rank is sent the keys that its queries may attend to and no others: which these
+    are follows from the mask. The logits are those of the shard, equal to those of the whole sequence in one process.
+
+    Arguments per token (``attention_mask``, ``position_ids``, ``document_ids``, ``span_ids``) are the shard's, too.
+    Documents may cross from one rank to the next. The backward pass may run after the block, and must run in every
+    process; the gradient of a parameter is then the sum over the processes of what each of them has.
+
+    ::
+
+        shard = shard_batch({"input_ids": ids, "labels": ids}, group)
+        labels = shard.pop("shift_labels")
+        with sequence_parallel(group):
+            logits = model(**shard).logits
+
+    Parameters:
+        group: a process group of `torch.distributed`, over gloo or NCCL; by default all processes.
+
+    Raises:
+        ValueError: there is no process group, this process is not in it, no patched model ran inside the block, or a
+            model or an argument has no meaning for a shard, such as an adaptive mask or a cache.
+    """
+    with running.in_sequence(_checked(group)) as sequence:
+        yield
+    if not sequence.forwards:
+        raise ValueError(
+            "no patched model ran inside sequence_parallel, and another one attends within its own shard only; "
+            "patch_model(model, 'causal') first"
+        )
+
+
+def shard_batch(batch: Mapping[str, Any], group: ProcessGroup | None = None) -> dict[str, Any]:
+    """Return this rank's shard of a batch: the arguments of a forward inside `sequence_parallel`.
+
+    Tensors per token ``[B, N]`` are cut alike, and others are left alone. ``labels`` become ``shift_labels``: at each
+    token the label of the next one, which for the last token of a shard is on the next rank. Their loss, summed over
+    the ranks and divided by the number of labels of all ranks, is that of the whole sequence. ``position_ids`` are
+    added where there are none.
+
+    Parameters:
+        batch: with ``input_ids`` or ``inputs_embeds``, the same on every rank.
+        group: as for `sequence_parallel`.
+
+    Raises:
+        ValueError: there are fewer tokens than ranks, or neither ``input_ids`` nor ``inputs_embeds``.
+    """
+    group = _checked(group)
+    given = {name: value for name, value in batch.items() if value is not None}
+    inputs = given.get("input_ids", given.get("inputs_embeds"))
+    if inputs is None:
+        raise ValueError(f"expected input_ids or inputs_embeds in the batch, got {', '.join(batch) or 'nothing'}")
+    rows, length = inputs.shape[:2]
+    if "labels" in given:
+        given["shift_labels"] = F.pad(given.pop("labels"), (0, 1), value=_IGNORED)[:, 1:]
+    given.setdefault("position_ids", torch.arange(length, device=inputs.device)[None])
+    mine = Shards.even(length, dist.get_world_size(group)).columns(dist.get_rank(group))
+    return {name: value[:, mine] if _is_per_token(value, rows, length) else value for name, value in given.items()}
+
+
+def _is_per_token(value: Any, rows: int, length: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] in (1, rows) and value.shape[1] == length
+
+
+def _checked(group: ProcessGroup | None) -> ProcessGroup:
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            "sequence parallelism needs several processes and torch.distributed; launch them with torchrun or "
+            "accelerate launch, and call torch.distributed.init_process_group first"
+        )
+    if group is None:
+        group = dist.group.WORLD
+    if group is None or group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this process is not in the group; pass the group that it is a member of")
+    return group
