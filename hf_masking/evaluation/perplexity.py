@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..modeling import check_fits, evaluating, layer_masks
 from .scoring import Perplexity, Tally, WindowedText
@@ -20,6 +21,7 @@ def perplexity(
     batch_size: int = 1,
     text_bytes: int | None = None,
     on_progress: Callable[[int], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Perplexity:
     """Return the perplexity of a text under a causal model, patched or not.
 
@@ -35,6 +37,7 @@ def perplexity(
         batch_size: windows in a forward pass.
         text_bytes: length of the text in UTF-8, for bits per byte.
         on_progress: called with the number of tokens just scored.
+        group: processes that share each window, as in `sequence_parallel`; all of them get the result.
 
     Raises:
         ValueError: a stride greater than the context, a text shorter than one context, tokens or positions without an
@@ -46,7 +49,7 @@ def perplexity(
     tally = Tally(context)
     with evaluating(model):
         for batch in text.batches():
-            losses = text.losses(model, batch)
+            losses = text.losses(model, batch, group)
             tally.add(batch, losses)
             if on_progress is not None:
                 on_progress(losses.numel())

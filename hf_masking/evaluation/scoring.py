@@ -9,9 +9,11 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from ..errors import FieldError
+from ..modeling import losses_in_shards
 
 MOST = 2**31 - 1  # rows of a batch
 
@@ -85,14 +87,21 @@ class WindowedText:
                 return
 
     @torch.no_grad()
-    def losses(self, model: nn.Module, batch: list[Window]) -> Tensor:
-        """Return the losses in nats, ``[windows, scored]``, of a model in evaluation mode."""
+    def losses(self, model: nn.Module, batch: list[Window], group: ProcessGroup | None = None) -> Tensor:
+        """Return the losses in nats, ``[windows, scored]``, of a model in evaluation mode.
+
+        Parameters:
+            group: the processes that share each window; None if each computes all of it.
+        """
         device = next(model.parameters()).device
         length, scored = batch[0].length, batch[0].scored
         columns = torch.tensor([window.start for window in batch])[:, None] + torch.arange(length)
         read = self.inputs[columns]
         if self.bos_token_id is not None:
             read[:, 0] = self.bos_token_id
+        if group is not None and length >= group.size():
+            losses = losses_in_shards(model, read.to(device), self.targets[columns].to(device), group)
+            return losses[:, length - scored :]
         logits = model(input_ids=read.to(device), use_cache=False).logits[:, length - scored :]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         wanted = self.targets[columns[:, length - scored :]].to(device)

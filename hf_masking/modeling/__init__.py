@@ -16,7 +16,7 @@ from .patching.label import label_of
 from .patching.layer_mask import is_learned
 from .patching.record import get_mask_config, is_patched, layer_masks
 from .pretrained import base_model_of, from_pretrained, load, read_checkpoint
-from .sequence_parallel import sequence_parallel, shard_batch
+from .sequence_parallel import check_shards, losses_in_shards, sequence_parallel, shard_batch
 
 __all__ = [
     "CheckReport",
@@ -27,6 +27,7 @@ __all__ = [
     "check_fits",
     "check_generation",
     "check_model",
+    "check_shards",
     "effective_mask",
     "effective_weights",
     "evaluating",
@@ -38,6 +39,7 @@ __all__ = [
     "layer_masks",
     "learned_positions",
     "load",
+    "losses_in_shards",
     "mask_penalties",
     "outline",
     "patch_model",

@@ -8,14 +8,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from ..plan.shards import Shards
 from . import running
+from .base_model.architecture import pretrained
+from .forward.marks import Needs
+from .forward.whole_arguments import refuse_model
+from .patching.record import layer_masks
+from .sharding import gather_columns
 
 _IGNORED = -100
+_UNPATCHED = (
+    "no patched model ran on the shards of a sequence, and another one attends within its own shard only; "
+    "patch_model(model, 'causal') first"
+)
 
 
 @contextmanager
@@ -47,10 +56,15 @@ def sequence_parallel(group: ProcessGroup | None = None) -> Iterator[None]:
     with running.in_sequence(_checked(group)) as sequence:
         yield
     if not sequence.forwards:
-        raise ValueError(
-            "no patched model ran inside sequence_parallel, and another one attends within its own shard only; "
-            "patch_model(model, 'causal') first"
-        )
+        raise ValueError(_UNPATCHED)
+
+
+def check_shards(model: nn.Module) -> None:
+    """Raise a ValueError if a model cannot run on shards: it has no mask, or not only static ones mix its tokens."""
+    masks = layer_masks(model)
+    if not masks:
+        raise ValueError(_UNPATCHED)
+    refuse_model(pretrained(model), Needs.of(masks))
 
 
 def shard_batch(batch: Mapping[str, Any], group: ProcessGroup | None = None) -> dict[str, Any]:
@@ -79,6 +93,22 @@ def shard_batch(batch: Mapping[str, Any], group: ProcessGroup | None = None) -> 
     given.setdefault("position_ids", torch.arange(length, device=inputs.device)[None])
     mine = Shards.even(length, dist.get_world_size(group)).columns(dist.get_rank(group))
     return {name: value[:, mine] if _is_per_token(value, rows, length) else value for name, value in given.items()}
+
+
+@torch.no_grad()
+def losses_in_shards(model: nn.Module, input_ids: Tensor, next_ids: Tensor, group: ProcessGroup) -> Tensor:
+    """Return the loss of each next token in nats ``[B, N]``, on every rank; each has computed those of its shard.
+
+    Parameters:
+        input_ids, next_ids: ``[B, N]``, the same on every rank.
+    """
+    shard = shard_batch({"input_ids": input_ids, "shift_labels": next_ids}, group)
+    wanted = shard.pop("shift_labels")
+    with sequence_parallel(group):
+        logits = model(**shard).logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+    return gather_columns(losses, Shards.even(input_ids.shape[1], dist.get_world_size(group)).sizes, group)
 
 
 def _is_per_token(value: Any, rows: int, length: int) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.functional import pad
 
 from ..attention import exchange
 from ..masks import MaskExpression
@@ -63,3 +67,16 @@ def _held(mask: MaskExpression, documents: Documents, sharding: Sharding) -> tup
     needed = needed_columns(mask, documents, sharding.shards)
     transfers = Transfers.of_rank(needed, sharding.shards, sharding.rank)
     return transfers, transfers.held_documents(documents)
+
+
+def gather_columns(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """Return ``[B, N]`` from the shards of all ranks, whose numbers of columns are ``sizes``; without gradients."""
+    shards = gather_alike(pad(x, (0, max(sizes) - x.shape[1])), group)
+    return torch.cat([shard[:, :size] for shard, size in zip(shards, sizes, strict=True)], dim=1)
+
+
+def gather_alike(x: Tensor, group: ProcessGroup) -> Tensor:
+    """Return the tensors of all ranks ``[ranks, ...]``, which have one shape; without gradients."""
+    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, x.contiguous(), group=group)
+    return torch.stack(everyone)

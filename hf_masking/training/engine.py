@@ -79,9 +79,11 @@ def _configure_deepspeed(config: dict[str, Any], settings: TrainingSettings, pro
         )
     if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
         raise ValueError("DeepSpeed without ZeRO is DDP; set zero_stage to 1, 2 or 3, or launch with --multi_gpu")
+    # DeepSpeed counts the contexts of each process, also where several share them.
+    counted = settings.batch_size * settings.sequence_parallel
     ours = {
-        "train_batch_size": settings.batch_size,
-        "train_micro_batch_size_per_gpu": settings.batch_size // processes,
+        "train_batch_size": counted,
+        "train_micro_batch_size_per_gpu": counted // processes,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_gradient_norm,
     }

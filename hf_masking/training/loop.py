@@ -14,9 +14,9 @@ from accelerate.tracking import GeneralTracker
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation import perplexity, refuse_lookahead
+from ..evaluation import refuse_lookahead
 from ..interrupts import noted
-from ..modeling import check_fits
+from ..modeling import check_fits, check_shards
 from .data import Contexts, Shuffled, Source
 from .engine import by_main, start
 from .journal import Journal, Record, checked_trackers
@@ -69,11 +69,14 @@ def finetune(
     writer = ModelWriter(tokenizer, max_shard_size)
     accelerator = start(settings, log_with=checked_trackers(trackers), project_dir=output)
     refuse_lookahead(model, "training on the next token")
+    if settings.sequence_parallel > 1:
+        check_shards(model)
     source = _source(train_ids, settings)
     _check_texts(model, train_ids, eval_ids, settings.context)
     run = None if output is None else RunFolder(output)
-    full = {**(description or {}), "settings": dataclasses.asdict(settings)}
-    evaluate = evaluate or functools.partial(perplexity, context=settings.context, batch_size=8)
+    # How many processes share a context does not identify a run, as their number does not.
+    identity = {name: value for name, value in dataclasses.asdict(settings).items() if name != "sequence_parallel"}
+    full = {**(description or {}), "settings": identity}
     with ExitStack() as stack:
         signals = None
         if run is not None:

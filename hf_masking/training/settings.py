@@ -19,6 +19,7 @@ class TrainingSettings:
     steps: int = option(200, "optimizer steps")
     batch_size: int = option(8, "contexts in an optimizer step, over all processes")
     micro_batch_size: int | None = option(None, "contexts in one forward pass; by default the whole share of a process")
+    sequence_parallel: int = option(1, "processes that share each context, each with a part of it and of its memory")
     learning_rate: float = option(3e-4, "peak learning rate, after the warm-up; a cosine to 0 follows")
     warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.1, "AdamW's weight decay, for matrices only")
@@ -41,7 +42,8 @@ class TrainingSettings:
         for name, value in vars(self).items():
             if name != "seed" and isinstance(value, int) and value > MOST:
                 raise FieldError(name, f"must be at most {MOST:,}, got {value}")
-        for name in ("context", "steps", "batch_size", "eval_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("context", "steps", "batch_size", "sequence_parallel")
+        for name in (*counts, "eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch_size", "lora"):
@@ -61,9 +63,21 @@ class TrainingSettings:
         # The range of NumPy; each process adds its index.
         if not 0 <= self.seed <= 2**32 - processes:
             raise FieldError("seed", f"must be from 0 to {2**32 - processes}, got {self.seed}")
-        if self.batch_size % processes:
+        self._check_mesh(processes)
+
+    def _check_mesh(self, processes: int) -> None:
+        ranks = self.sequence_parallel
+        if processes % ranks:
+            raise FieldError(
+                "sequence_parallel",
+                f"must divide the number of processes, got {ranks} for {processes} process{'es' * (processes > 1)}; "
+                f"start them with accelerate launch --num_processes {ranks} scripts/finetune.py",
+            )
+        if self.context < ranks:
+            raise FieldError("context", f"must be at least the {ranks} processes that share it, got {self.context}")
+        if self.batch_size % (processes // ranks):
+            among = f"{processes} processes" if ranks == 1 else f"{processes // ranks} groups of {ranks} processes"
             raise FieldError(
                 "batch_size",
-                f"counts all processes and must be a multiple of their number, got {self.batch_size} for {processes} "
-                "processes",
+                f"counts all processes and must be a multiple of their number, got {self.batch_size} for {among}",
             )

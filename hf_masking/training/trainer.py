@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from ..evaluation import Perplexity
+from ..evaluation import Perplexity, perplexity
 from ..interrupts import Interrupted, Noted
 from ..modeling import is_learned, mask_penalties
 from .checkpoints import Checkpoints
@@ -26,6 +26,7 @@ from .data import IGNORED, Source
 from .engine import by_main, gathered, number, part_of_step, precision, prepare, random_state
 from .journal import Journal, Record, best_of
 from .lora import merged, skeleton, with_adapters
+from .mesh import Mesh
 from .optimizer import optimizer_of
 from .run_folder import ModelWriter
 from .settings import TrainingSettings
@@ -75,11 +76,15 @@ class Trainer:
         source: Source,
         eval_ids: Tensor,
         settings: TrainingSettings,
-        measure: Evaluate,
+        measure: Evaluate | None,
         recording: Recording,
     ) -> None:
+        self.mesh = Mesh.of(accelerator, settings.sequence_parallel)
         self.accelerator, self.source, self.eval_ids, self.settings = accelerator, source, eval_ids, settings
-        self.measure, self.signals, self.writer = measure, recording.signals, recording.writer
+        self.measure = measure or functools.partial(
+            perplexity, context=settings.context, batch_size=8, group=self.mesh.group
+        )
+        self.signals, self.writer = recording.signals, recording.writer
         self.journal, self.run_folder = recording.journal, recording.journal.run_folder
         self.checkpoints = None
         if self.run_folder is not None:
@@ -154,7 +159,7 @@ class Trainer:
         accelerator, settings = self.accelerator, self.settings
         contexts = self.source.of_step(step)
         tokens = contexts.scored()
-        mine = list(range(accelerator.process_index, settings.batch_size, accelerator.num_processes))
+        mine = self.mesh.contexts(settings.batch_size)
         loss, penalty = torch.zeros(2, device=accelerator.device)
         for part, is_last in _parts(mine, settings.micro_batch_size or len(mine)):
             # Gradients are averaged over the processes, so the sum over tokens is scaled up by their number.
@@ -188,9 +193,10 @@ class Trainer:
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the summed loss of the labels in nats, and the mask penalty times the number of labels."""
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")
-        with precision(self.accelerator, self.settings), mask_penalties() as penalties:
-            logits = self.model(**batch, use_cache=False).logits.float()
+        shard = self.mesh.shard({"shift_labels": batch.pop("labels"), **batch})
+        labels = shard.pop("shift_labels")
+        with precision(self.accelerator, self.settings), self.mesh.running(), mask_penalties() as penalties:
+            logits = self.model(**shard, use_cache=False).logits.float()
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         penalty = torch.stack(penalties).mean() if penalties else loss.new_zeros(())
         return loss, penalty * (labels != IGNORED).sum()

@@ -10,7 +10,10 @@ import torch.distributed as dist
 from hypothesis import Phase, given, settings
 from torch.nn import functional as F
 
-from hf_masking import patch_model, sequence_parallel, shard_batch
+from hf_masking import exchanged_bytes, parse_mask, patch_model, sequence_parallel, shard_batch
+from hf_masking.attention import exchange
+from hf_masking.plan import Documents
+from hf_masking.plan.shards import Shards, Transfers, needed_columns
 from hf_masking.training.process_group import clean_exit
 
 from ..masks.strategies import expressions
@@ -50,9 +53,9 @@ def variants(mask, number=0):
     yield Case(mask, family, backend, PACKED, "packed")
 
 
-def catalogue():
-    for mask in CATALOGUE:
-        for number in range(3):
+def catalogue(every_backend):
+    for index, mask in enumerate(CATALOGUE):
+        for number in range(6) if every_backend else [index]:
             yield from variants(mask, number)
     for beside, kind in ((PADDED, "padded"), (POSITIONS, "positions that restart")):
         for family in ("gpt2", "llama"):
@@ -107,9 +110,9 @@ def compare(case):
     with sequence_parallel():
         logits = model(**shard).logits
     loss_of(logits, mine, count).backward()
-    first = sum(dist_sizes()[: dist.get_rank()])
-    real = DOCUMENTS[:, first : first + logits.shape[1]] >= 0 if case.kind == "packed" else slice(None)
-    of_logits = (logits - whole[:, first : first + logits.shape[1]])[real].abs().max()
+    columns = Shards.even(LENGTH, dist.get_world_size()).columns(dist.get_rank())
+    real = (DOCUMENTS if case.kind == "packed" else torch.zeros_like(DOCUMENTS))[:, columns] >= 0
+    of_logits = (logits - whole[:, columns])[real].abs().max()
     of_gradients = torch.zeros(())
     for name, parameter in model.named_parameters():
         dist.all_reduce(parameter.grad)
@@ -117,14 +120,99 @@ def compare(case):
     return of_logits.item(), of_gradients.item()
 
 
-def dist_sizes():
-    ranks = dist.get_world_size()
-    return [LENGTH // ranks + (rank < LENGTH % ranks) for rank in range(ranks)]
+def uneven():
+    """Return the greatest difference of logits where the first shard has most of the tokens."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    columns = Shards((LENGTH - 3 * (ranks - 1), *[3] * (ranks - 1))).columns(rank)
+    model = patch_model(build("gpt2"), "window:9|sinks:2", check=False)
+    with sequence_parallel(), torch.no_grad():
+        logits = model(IDS[:, columns]).logits
+    return (logits - model(IDS).logits[:, columns]).abs().max().item()
+
+
+def exchanged(dtype):
+    """Return whether keys and values of another size arrive, and their gradients return, as they should."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    shards = Shards.even(LENGTH, ranks)
+    needed = needed_columns(parse_mask("window:4|sinks:2"), Documents.single(LENGTH, LENGTH), shards)
+    transfers, mine = Transfers.of_rank(needed, shards, rank), shards.columns(rank)
+    key, value = torch.arange(2 * LENGTH * 5 * 2.0).view(2, 2, LENGTH, 5).to(dtype).split([2, 3], -1)
+    own = [x[:, :, mine].clone().requires_grad_() for x in (key, value)]
+    held = exchange(*own, transfers, dist.group.WORLD)
+    arrived = all(torch.equal(x, y[:, :, transfers.held]) for x, y in zip(held, (key, value), strict=True))
+    sum((rank + 1) * x.sum() for x in held).backward()
+    readers = (rank + 1) + (needed * torch.arange(1, ranks + 1)[:, None]).sum(0)[mine]
+    return arrived and all(bool((x.grad == readers[:, None]).all()) for x in own)
+
+
+def counted(mask):
+    """Return the bytes that the layers of this rank send forward and backward, and what the mask predicts."""
+    model = patch_model(build("llama"), mask, check=False)
+    config, sent = model.config, []
+    shard = shard_batch({"input_ids": IDS})
+    all_to_all = dist.all_to_all_single
+
+    def counting(received, rows, from_, to, **options):
+        sent.append(rows.nbytes)
+        assert rows.is_contiguous() and sum(to) == len(rows) and to[dist.get_rank()] == 0
+        return all_to_all(received, rows, from_, to, **options)
+
+    dist.all_to_all_single = counting
+    try:
+        with sequence_parallel():
+            model(**shard).logits.sum().backward()
+    finally:
+        dist.all_to_all_single = all_to_all
+    table = exchanged_bytes(
+        mask, LENGTH, dist.get_world_size(), key_heads=config.num_key_value_heads, head_size=config.head_dim,
+        dtype=torch.float32, rows=len(IDS),
+    )  # fmt: skip
+    layers, rank = config.num_hidden_layers, dist.get_rank()
+    return sent, [table.sent[rank]] * layers + [table.received[rank]] * layers
+
+
+def refusals():
+    """Return the sentence with which each wrong use is refused; no process may be left waiting."""
+    model = patch_model(build("llama"), "window:4", check=False)
+    shard, rank = shard_batch({"input_ids": IDS}), dist.get_rank()
+    padding = (torch.arange(shard["input_ids"].shape[1]) > 2 * (rank == 0)).long().expand(2, -1)
+    unpatched, adaptive = build("llama"), patch_model(build("llama"), "relevance&window:8", check=False)
+    scaled = build("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    calls = {
+        "cache": lambda: model(**shard, use_cache=True),
+        "generate": lambda: model.generate(shard["input_ids"], max_new_tokens=2, do_sample=False),
+        "labels": lambda: model(**shard, labels=shard["input_ids"]),
+        "attentions": lambda: model(**shard, output_attentions=True),
+        "left padding": lambda: model(shard["input_ids"], attention_mask=padding),
+        "flattened": lambda: model(**shard, cu_seq_lens_q=torch.tensor([0, 3])),
+        "shape": lambda: model(**shard, document_ids=torch.zeros(2, LENGTH, dtype=torch.long)),
+        "only one": lambda: model(**shard, **({"attention_mask": padding * 0 + 1} if rank else {})),
+        "one alone": lambda: model(**shard, **({"document_ids": IDS} if rank else {"document_ids": padding})),
+        "unpatched": lambda: unpatched(**shard),
+        "adaptive": lambda: adaptive(**shard),
+        "rope": lambda: patch_model(scaled, "window:4", check=False)(**shard),
+    }
+    return {name: refusal(call) for name, call in calls.items()}
+
+
+def refusal(call):
+    try:
+        with sequence_parallel():
+            call()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def main(folder, count):
-    cases = [*catalogue(), *drawn(count)]
-    found = [[str(case), *compare(case)] for case in cases]
+    cases = [*catalogue(every_backend=count > 0), *(drawn(count) if count else ())]
+    found = {
+        "differences": [[str(case), *compare(case)] for case in cases],
+        "uneven": uneven(),
+        "exchanged": [exchanged(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)],
+        "bytes": {mask: counted(mask) for mask in ("causal", "window:9|sinks:2", "strided:5", "block_local:3")},
+        "refusals": refusals(),
+    }
     (folder / f"found-{dist.get_rank()}.json").write_text(json.dumps(found))
 
 

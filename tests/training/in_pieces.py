@@ -34,6 +34,7 @@ CASES = {
     ),
     "relevance": ("llama", "relevance&window:12", {"mask_learning_rate": 0.01, "mask_penalty": 1.0}, True),
     "lora": ("llama", ADAPTIVE, {"lora": 2}, True),
+    "shards": ("llama", "window:4|sinks:1", {"sequence_parallel": 2, "gradient_checkpointing": True}, True),
 }  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class KilledError(Exception):
 
 def run(case, folder, seed=0, **more):
     family, mask, changes, _ = CASES[case]
+    if "WORLD_SIZE" not in os.environ:
+        changes = {name: value for name, value in changes.items() if name != "sequence_parallel"}
     model = patch_model(build(family, seed=seed), mask, check=False)
     result = finetune(model, TRAIN, EVAL, dataclasses.replace(SETTINGS, **changes), output=folder, **more)
     return model, result
@@ -106,7 +109,7 @@ ENGINES = {
 
 def cases_of(engine):
     """Masks that learn are refused under ZeRO-3; ZeRO-1 does less than ZeRO-2."""
-    return ["window"] if engine in ("zero1", "zero3") else list(CASES)
+    return ["window", "shards"] if engine in ("zero1", "zero3") else list(CASES)
 
 
 def run_on(engine, case, folder, **more):

@@ -13,11 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ...plan.shards import Shards
-from ..sharding import Sharding
+from ..sharding import Sharding, gather_alike, gather_columns
 from .marks import Needs
 
 _PER_TOKEN = ("attention_mask", "document_ids", "position_ids", "span_ids")
@@ -34,7 +33,7 @@ def gather(
     Raises:
         ValueError: the model or an argument has no meaning for a shard, or the ranks were given different arguments.
     """
-    _refuse_model(module, needs)
+    refuse_model(module, needs)
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
     given = {name: x for name in (*_PER_TOKEN, _SHARED) if (x := arguments.get(name)) is not None}
@@ -42,12 +41,12 @@ def gather(
     rows, new = (1, 1) if inputs is None else inputs.shape[:2]
     device = next(module.parameters()).device if inputs is None else inputs.device
     flags = [int(name in given) for name in (*_PER_TOKEN, _SHARED)]
-    headers = _gathered(torch.tensor([error is None, rows, new, *flags], device=device), group).tolist()
+    headers = gather_alike(torch.tensor([error is None, rows, new, *flags], device=device), group).tolist()
     if error is not None:
         raise ValueError(error)
     _refuse_differences(headers)
     sizes = tuple(header[2] for header in headers)
-    whole = {name: _whole(_per_token(x, rows, new, device), sizes, group) for name, x in given.items()}
+    whole = {name: gather_columns(_per_token(x, rows, new, device), sizes, group) for name, x in given.items()}
     if _SHARED in whole:
         lengths = whole[_SHARED]
         if bool((lengths != lengths[:, :1]).any()):
@@ -59,7 +58,7 @@ def gather(
     return {**dict.fromkeys(arguments), **whole, "input_ids": shape}, sharding
 
 
-def _refuse_model(module: PreTrainedModel, needs: Needs) -> None:
+def refuse_model(module: PreTrainedModel, needs: Needs) -> None:
     """Refuse what all ranks refuse alike: they run the same model."""
     if torch.compiler.is_compiling():
         raise ValueError(
@@ -140,16 +139,3 @@ def _refuse_left_padding(whole: Mapping[str, Tensor]) -> None:
 def _per_token(x: Any, rows: int, new: int, device: torch.device) -> Tensor:
     x = torch.as_tensor(x, device=device).long()
     return (x[:, None] if x.ndim == 1 else x).expand(rows, new)
-
-
-def _whole(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
-    """Return ``[B, N]`` from the shards of all ranks."""
-    shards = _gathered(pad(x, (0, max(sizes) - x.shape[1])), group)
-    return torch.cat([shard[:, :size] for shard, size in zip(shards, sizes, strict=True)], dim=1)
-
-
-def _gathered(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Return the tensors of all ranks ``[ranks, ...]``, which have one shape."""
-    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, x.contiguous(), group=group)
-    return torch.stack(everyone)
