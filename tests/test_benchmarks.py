@@ -68,6 +68,23 @@ def test_the_table_of_adaptive_masks_is_that_of_its_figures():
         assert row[3:5] == [f"{figure['seconds'] * 1e3:,.1f}", f"{figure['times_dense']:.2f}"]
 
 
+def test_the_tables_of_sequence_parallelism_are_those_of_their_figures():
+    figures = json.loads((ROOT / "docs" / "bench_sequence_parallel.json").read_text())
+    shown = table("sequence-bytes")
+    assert len(shown) == len(figures["bytes"])
+    for row, figure in zip(shown, figures["bytes"], strict=True):
+        assert row[0].strip("`").replace("\\", "") == figure["mask"]
+        assert figure["predicted"] == figure["counted"]
+        predicted, counted = (f"{sum(figure[name]) / 2**20:,.1f}" for name in ("predicted", "counted"))
+        assert row[1:] == [predicted, counted, f"{figure['share']:.1%}"]
+    shown, steps = table("sequence-memory"), figures["steps"]
+    whole = max(steps[0]["peak_bytes"])
+    assert len(shown) == len(steps)
+    for row, step in zip(shown, steps, strict=True):
+        peak = max(step["peak_bytes"])
+        assert [row[0], *row[2:]] == [str(step["processes"]), f"{peak / 2**20:,.0f}", f"{peak / whole:.1%}"]
+
+
 def test_the_benchmark_of_adaptive_masks_runs(tmp_path):
     output = tmp_path / "figures.json"
     small = ["--choice-length", "1000", "--span-length", "1000", "--context", "1000", "--rounds", "1"]
@@ -85,3 +102,14 @@ def test_the_benchmark_of_decoding_runs(tmp_path):
     rows = json.loads(output.read_text())["rows"]
     assert [row["cache"] for row in rows] == ["window:256|sinks:4", "dynamic cache", "static cache"]
     assert all(row["milliseconds_per_token"] > 0 and row["cache_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sequence_parallelism_runs(tmp_path):
+    output = tmp_path / "figures.json"
+    small = ["--tokens", "512", "--step-tokens", "512", "--layers", "1", "--width", "64", "--vocabulary", "99"]
+    launch("scripts/bench_sequence_parallel.py", *small, "--output", output, launcher=PYTHON)
+    figures = json.loads(output.read_text())
+    assert all(row["predicted"] == row["counted"] for row in figures["bytes"])
+    losses = [step["loss"] for step in figures["steps"]]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

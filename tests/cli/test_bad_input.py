@@ -225,8 +225,10 @@ FINETUNE = each(("finetune", "model", *RUN, "--output"), [
     *((f"--{name} must be", f"--{name}", "-1") for name in (
         "context", "steps", "batch-size", "micro-batch-size", "lora", "eval-every", "checkpoint-every",
         "keep-checkpoints", "shuffle-buffer", "eval-tokens", "seed", "warmup-steps", "learning-rate",
-        "mask-learning-rate", "max-gradient-norm", "weight-decay", "mask-penalty",
+        "mask-learning-rate", "max-gradient-norm", "weight-decay", "mask-penalty", "sequence-parallel",
     )),
+    ("--sequence-parallel must divide the number of processes, got 2 for 1 process; start them with accelerate launch",
+     "--sequence-parallel", "2"),
     *((f"--{name} must be", f"--{name}", "nan") for name in ("learning-rate", "weight-decay", "max-gradient-norm")),
     ("--learning-rate must be", "--learning-rate", "inf"),
     ("--seed must be from 0 to", "--seed", "99999999999999999999"),

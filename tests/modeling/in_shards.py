@@ -17,8 +17,11 @@ from hf_masking.plan.shards import Shards, Transfers, needed_columns
 from hf_masking.training.process_group import clean_exit
 
 from ..masks.strategies import expressions
+from ..processes import ROOT
+from ..snippets import blocks
 from .families import MASKS, build, tokens
 
+GUIDE = ROOT / "docs" / "guide.md"
 LENGTH = 45  # no multiple of 2 or 4
 IDS = tokens(2, LENGTH)
 # Documents of both rows cross every border of 2 and 4 shards; the first row has padding at its end, the second inside.
@@ -171,6 +174,20 @@ def counted(mask):
     return sent, [table.sent[rank]] * layers + [table.received[rank]] * layers
 
 
+def snippet():
+    """Return the greatest difference that the guide's function leaves, in gradients and in the sum of its losses."""
+    (block,) = (text for _, text in blocks(GUIDE.read_text(), "python") if "def gradients_of_shard" in text)
+    names = {}
+    exec(compile(block, "guide.md", "exec"), names)
+    mine, whole = (patch_model(build("gpt2"), "window:9|sinks:2", check=False) for _ in range(2))
+    loss = names["gradients_of_shard"](mine, {"input_ids": IDS, "labels": IDS})
+    dist.all_reduce(loss)
+    wanted = whole(IDS, labels=IDS, use_cache=False).loss
+    wanted.backward()
+    pairs = zip(mine.parameters(), whole.parameters(), strict=True)
+    return max([(loss - wanted).abs().item(), *((a.grad - b.grad).abs().max().item() for a, b in pairs)])
+
+
 def refusals():
     """Return the sentence with which each wrong use is refused; no process may be left waiting."""
     model = patch_model(build("llama"), "window:4", check=False)
@@ -209,6 +226,7 @@ def main(folder, count):
     found = {
         "differences": [[str(case), *compare(case)] for case in cases],
         "uneven": uneven(),
+        "snippet": snippet(),
         "exchanged": [exchanged(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)],
         "bytes": {mask: counted(mask) for mask in ("causal", "window:9|sinks:2", "strided:5", "block_local:3")},
         "refusals": refusals(),

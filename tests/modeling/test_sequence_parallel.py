@@ -51,6 +51,10 @@ def test_logits_and_gradients_are_those_of_one_process(three):
     assert max(each["uneven"] for each in three) <= TOLERANCE
 
 
+def test_the_guide_computes_the_gradients_of_one_process(three):
+    assert max(each["snippet"] for each in three) <= TOLERANCE
+
+
 def test_keys_arrive_and_gradients_return(three):
     assert [each["exchanged"] for each in three] == [[True] * 3] * 3
 

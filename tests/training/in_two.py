@@ -21,9 +21,9 @@ from .in_pieces import EVAL, SETTINGS, TRAIN, killed_after
 DROPOUT = {"attn_pdrop": 0.1, "resid_pdrop": 0.1}
 
 
-def run(folder, dropout=False, **more):
+def run(folder, dropout=False, ranks=1, **more):
     model = patch_model(build("gpt2", **(DROPOUT if dropout else {})), "window:4|sinks:1", check=False)
-    settings = dataclasses.replace(SETTINGS, checkpoint_every=1)
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=1, sequence_parallel=ranks)
     return finetune(model, TRAIN, EVAL, settings, output=folder, **more)
 
 
@@ -62,6 +62,11 @@ def main(folder):
     found["said of dropout"] = list(said.messages)
     found["stopped"] = stopped(folder / "stopped")
     found["resumed"] = run(folder / "stopped", dropout=True, resume=True).losses
+    found["shards"] = run(folder / "shards", dropout=True, ranks=2).losses
+    with killed_after(3):
+        run(folder / "shards-killed", dropout=True, ranks=2)
+    found["shards resumed"] = run(folder / "shards-killed", dropout=True, ranks=2, resume=True).losses
+    found["shards without dropout"] = run(folder / "shards-plain", ranks=2).losses
     with killed_after(4):
         run(folder / "damaged", dropout=True)
     if PartialState().is_main_process:

@@ -22,6 +22,14 @@ def test_losses_do_not_depend_on_the_number_of_processes_without_dropout(both, t
     assert main["said of plain"] == other["said of plain"] == []
 
 
+def test_two_processes_that_share_contexts_train_alike_and_resume_exactly(both):
+    main, other = both
+    assert main["shards without dropout"] == other["shards without dropout"]
+    assert main["shards without dropout"] == pytest.approx(main["plain"], abs=1e-5)
+    for found in both:
+        assert found["shards resumed"] == found["shards"] == main["shards"]
+
+
 def test_with_dropout_they_do_and_that_is_logged(both, tmp_path, caplog):
     one = run(tmp_path / "one", dropout=True).losses
     assert not any("dropout" in said for said in caplog.messages)

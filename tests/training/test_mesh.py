@@ -24,7 +24,8 @@ def test_losses_and_perplexities_are_those_of_one_process(four, case, tmp_path):
         for kind in kinds:
             for name, values in wanted.items():
                 assert found[kind][name] == pytest.approx(values, rel=1e-5), (kind, name)
-        assert found["resumed"] == found["halo"]
+        # DDP sums in another order at first, which three or more processes can notice: `test_in_two` is exact.
+        assert found["resumed"]["losses"] == pytest.approx(found["halo"]["losses"], rel=1e-6)
 
 
 def test_what_has_no_meaning_on_shards_is_refused_in_every_process(four):

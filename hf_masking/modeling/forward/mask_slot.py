@@ -25,11 +25,12 @@ _ATTRIBUTE = "hf_masking"  # the attribute of such a tensor that holds its SlotR
 class SlotRecord:
     """Notes that the layers of a forward share through the tensor that all of them get.
 
-    documents: the decoded tensor.
+    documents, sharding: the decoded tensor.
     attentions: the caller wants attention probabilities; layers that gradient checkpointing runs again want them, too.
     """
 
     documents: Documents | None = None
+    sharding: Sharding | None = None
     attentions: bool = False
 
 
@@ -58,10 +59,11 @@ def is_shard(value: object, n_queries: int, n_keys: int) -> bool:
 
 def decode_shard(slot: Tensor) -> tuple[Documents, Sharding]:
     """Return the documents in such a tensor, decoded once, and the sharding."""
-    sharding, record = Sharding.numbered(int(slot[0, 0, 0, -1])), record_of(slot)
-    if record.documents is None:
-        record.documents = Documents.decode(slot[:, 0, :, :-1], sharding.total)
-    return record.documents, sharding
+    record = record_of(slot)
+    if record.documents is None or record.sharding is None:
+        record.sharding = Sharding.numbered(int(slot[0, 0, 0, -1]))
+        record.documents = Documents.decode(slot[:, 0, :, :-1], record.sharding.total)
+    return record.documents, record.sharding
 
 
 def is_slot(value: object, length: int | None = None) -> bool:
