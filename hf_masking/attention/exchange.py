@@ -36,7 +36,7 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, key: Tensor, value: Tensor, transfers: Transfers, group: ProcessGroup) -> tuple[Tensor, ...]:
         ctx.transfers, ctx.group = transfers, group
-        columns = transfers.sent.to(key.device)
+        columns = transfers.sent.to(key.device)  # a model's layers may be on several devices
         sent = _stacked(key.index_select(2, columns), value.index_select(2, columns))
         received = _all_to_all(sent, transfers.sent_to, transfers.received_from, group)
         before, after = (x.permute(1, 2, 0, 3) for x in received.tensor_split([transfers.own.start]))

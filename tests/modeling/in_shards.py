@@ -29,6 +29,9 @@ DOCUMENTS = torch.tensor([[0] * 15 + [1] * 27 + [-1] * 3, [0] * 5 + [1] * 9 + [-
 PACKED = {"document_ids": DOCUMENTS, "labels": IDS.where(DOCUMENTS >= 0, -100)}
 PADDED = {"attention_mask": (torch.arange(LENGTH) < torch.tensor([[LENGTH], [26]])).long()}
 PADDED["labels"] = IDS.where(PADDED["attention_mask"] > 0, -100)
+LEFT = {"attention_mask": PADDED["attention_mask"].flip(1)}
+LEFT["position_ids"] = (LEFT["attention_mask"].cumsum(1) - 1).clamp(min=0)
+LEFT["labels"] = IDS.where(LEFT["attention_mask"] > 0, -100)
 POSITIONS = {"position_ids": torch.cat([torch.arange(19), torch.arange(LENGTH - 19)])[None], "labels": IDS}
 SPANS = {"span_ids": torch.tensor([[-1] * 9 + [4] * 17 + [-1] * 19, [7] * 30 + [-1] * 9 + [2] * 6])}
 CATALOGUE = [*MASKS, "sinks:3", "dilated:2,9|sinks:2", "strided:17", "prefix:30|window:3", "spans:3,9,20,40|causal"]
@@ -60,7 +63,7 @@ def catalogue(every_backend):
     for index, mask in enumerate(CATALOGUE):
         for number in range(6) if every_backend else [index]:
             yield from variants(mask, number)
-    for beside, kind in ((PADDED, "padded"), (POSITIONS, "positions that restart")):
+    for beside, kind in ((PADDED, "padded"), (LEFT, "padded on the left"), (POSITIONS, "positions that restart")):
         for family in ("gpt2", "llama"):
             yield Case("window:9|sinks:2", family, "blockwise", beside, kind)
     for family in ("mistral", "gemma3", "qwen3"):
@@ -114,8 +117,7 @@ def compare(case):
         logits = model(**shard).logits
     loss_of(logits, mine, count).backward()
     columns = Shards.even(LENGTH, dist.get_world_size()).columns(dist.get_rank())
-    real = (DOCUMENTS if case.kind == "packed" else torch.zeros_like(DOCUMENTS))[:, columns] >= 0
-    of_logits = (logits - whole[:, columns])[real].abs().max()
+    of_logits = (logits - whole[:, columns]).abs().max()
     of_gradients = torch.zeros(())
     for name, parameter in model.named_parameters():
         dist.all_reduce(parameter.grad)

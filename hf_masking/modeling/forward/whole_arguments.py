@@ -22,6 +22,11 @@ from .marks import Needs
 _PER_TOKEN = ("attention_mask", "document_ids", "position_ids", "span_ids")
 _SHARED = "prefix_lengths"  # one number per row: every rank must be given the same
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+_ATTENTION = {
+    "attention",
+    "full_attention",
+    "sliding_attention",
+}  # layer types whose tokens are mixed by attention alone
 _BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings whose frequencies depend on the length of the forward
 
 
@@ -69,12 +74,14 @@ def refuse_model(module: PreTrainedModel, needs: Needs) -> None:
             "sequence_parallel is for static masks, since an adaptive mask needs features of keys on other ranks; use "
             "a static mask, for example patch_model(model, 'window:256|sinks:4')"
         )
-    if getattr(module, "_is_stateful", False):
+    config = module.config.get_text_config()
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)
+    if others or getattr(module, "_is_stateful", False):
         raise ValueError(
-            f"{type(module).__name__} has recurrent layers, whose state does not cross from one rank to the next; use "
-            "a model in which only attention mixes tokens"
+            f"{type(module).__name__} has layers that mix tokens outside of attention ({', '.join(others) or 'recurrent'})"
+            ", whose state does not cross from one rank to the next; use a model in which only attention mixes tokens"
         )
-    parameters = getattr(module.config.get_text_config(), "rope_parameters", None) or {}
+    parameters = getattr(config, "rope_parameters", None) or {}
     kinds = {str(each.get("rope_type")) for each in (parameters, *parameters.values()) if isinstance(each, Mapping)}
     if by_length := kinds & _BY_LENGTH:
         raise ValueError(
