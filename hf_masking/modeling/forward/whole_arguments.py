@@ -77,13 +77,14 @@ def refuse_model(module: PreTrainedModel, needs: Needs) -> None:
     config = module.config.get_text_config()
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION)
     if others or getattr(module, "_is_stateful", False):
+        kinds = ", ".join(others) or "recurrent"
         raise ValueError(
-            f"{type(module).__name__} has layers that mix tokens outside of attention ({', '.join(others) or 'recurrent'})"
-            ", whose state does not cross from one rank to the next; use a model in which only attention mixes tokens"
+            f"{type(module).__name__} has layers that mix tokens outside of attention ({kinds}), whose state does not "
+            "cross from one rank to the next; use a model in which only attention mixes tokens"
         )
     parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = {str(each.get("rope_type")) for each in (parameters, *parameters.values()) if isinstance(each, Mapping)}
-    if by_length := kinds & _BY_LENGTH:
+    rotary = {str(each.get("rope_type")) for each in (parameters, *parameters.values()) if isinstance(each, Mapping)}
+    if by_length := rotary & _BY_LENGTH:
         raise ValueError(
             f"{type(module).__name__} has rotary embeddings that depend on the length of the forward "
             f"({', '.join(sorted(by_length))}), and a shard is shorter than its sequence; use a model "
