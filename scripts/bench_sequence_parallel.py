@@ -14,6 +14,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -69,8 +70,8 @@ class ScoredInPieces(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
-        states = self.model.transformer(input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        states = self.model.transformer(input_ids, use_cache=False).last_hidden_state
         total = states.new_zeros(())
         for some, wanted in zip(states.split(_SCORED, 1), labels.split(_SCORED, 1), strict=True):
             piece: Any = checkpoint(self._loss, some, wanted, use_reentrant=False)
@@ -102,7 +103,7 @@ def step_of_process(step: Step) -> dict[str, float]:
     shard = shard_batch({"input_ids": ids, "labels": ids})
     started = time.perf_counter()
     with sequence_parallel() if step.processes > 1 else nullcontext():
-        loss = whole(shard["input_ids"], shard["position_ids"], shard["shift_labels"]) / (step.tokens - 1)
+        loss = whole(shard["input_ids"], shard["shift_labels"]) / (step.tokens - 1)
     loss.backward()
     if not step.sharded and step.processes > 1:
         for parameter in whole.parameters():
@@ -118,18 +119,13 @@ def bytes_of_process(tokens: int) -> dict[str, int]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     shards, documents = Shards.even(tokens, ranks), Documents.single(tokens, tokens)
     key, value = torch.zeros(2, 1, KEY_HEADS, shards.sizes[rank], HEAD_SIZE, dtype=DTYPE)
-    sent, all_to_all = {}, dist.all_to_all_single
+    sent, group = {}, dist.new_group()
     for mask in MASKS:
-        counted = []
-
-        def counting(received: Tensor, rows: Tensor, *arguments: Any, counted: list[int] = counted, **more: Any) -> Any:
-            counted.append(rows.nbytes)
-            return all_to_all(received, rows, *arguments, **more)
-
-        dist.all_to_all_single = counting
         needed = needed_columns(parse_mask(mask), documents, shards)
-        exchange(key, value, Transfers.of_rank(needed, shards, rank), dist.group.WORLD)
-        (sent[mask],) = counted
+        with mock.patch.object(dist, "all_to_all_single", wraps=dist.all_to_all_single) as all_to_all:
+            exchange(key, value, Transfers.of_rank(needed, shards, rank), group)
+        _, rows, *_ = all_to_all.call_args.args
+        sent[mask] = rows.nbytes
     return sent
 
 

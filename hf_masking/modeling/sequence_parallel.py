@@ -72,8 +72,7 @@ def shard_batch(batch: Mapping[str, Any], group: ProcessGroup | None = None) -> 
 
     Tensors per token ``[B, N]`` are cut alike, and others are left alone. ``labels`` become ``shift_labels``: at each
     token the label of the next one, which for the last token of a shard is on the next rank. Their loss, summed over
-    the ranks and divided by the number of labels of all ranks, is that of the whole sequence. ``position_ids`` are
-    added where there are none.
+    the ranks and divided by the number of labels of all ranks, is that of the whole sequence.
 
     Parameters:
         batch: with ``input_ids`` or ``inputs_embeds``, the same on every rank.
@@ -90,7 +89,6 @@ def shard_batch(batch: Mapping[str, Any], group: ProcessGroup | None = None) -> 
     rows, length = inputs.shape[:2]
     if "labels" in given:
         given["shift_labels"] = F.pad(given.pop("labels"), (0, 1), value=_IGNORED)[:, 1:]
-    given.setdefault("position_ids", torch.arange(length, device=inputs.device)[None])
     mine = Shards.even(length, dist.get_world_size(group)).columns(dist.get_rank(group))
     return {name: value[:, mine] if _is_per_token(value, rows, length) else value for name, value in given.items()}
 

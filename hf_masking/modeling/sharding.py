@@ -62,7 +62,7 @@ class Sharding:
 
 
 # All layers of a forward that have the same mask share transfers and documents, and so their plans.
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _held(mask: MaskExpression, documents: Documents, sharding: Sharding) -> tuple[Transfers, Documents]:
     needed = needed_columns(mask, documents, sharding.shards).to(documents.key_ids.device)
     transfers = Transfers.of_rank(needed, sharding.shards, sharding.rank)

@@ -1,4 +1,4 @@
-"""Which keys the shards of a sequence exchange: it follows from the mask, so every rank works out the whole table.
+"""Work out which keys the shards of a sequence exchange: it follows from the mask, so every rank has the whole table.
 
 A rank holds its own keys, and those of other ranks that its queries may attend to. Rows of a batch that differ exchange
 the columns that any of them needs, and query heads that differ exchange the keys that any of them needs.

@@ -19,7 +19,7 @@ def test_bytes_of_a_window():
     ("spec", "keys"),
     [
         ("causal", (0, 10, 20, 30)),
-        ("window:4|sinks:2", (0, 3, 5, 5)),
+        ("window:4|sinks:2", (0, 5, 5, 5)),
         ("strided:5", (0, 10, 20, 30)),
         ("strided:20", (0, 0, 10, 10)),
         ("block_local:10", (0, 0, 0, 0)),

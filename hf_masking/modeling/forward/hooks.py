@@ -69,7 +69,7 @@ def _read_shard(
     module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs, group: ProcessGroup
 ) -> tuple[Batch, dict[str, Any]]:
     """Return the batch of all ranks, and the arguments to set: a model cannot know where its shard begins."""
-    whole, sharding = gather(module, arguments, needs, group)
+    whole, sharding = gather(module, arguments, needs, group, attentions=_wants_attentions(module, arguments))
     batch = read(whole, None, needs, caches=False, sharding=sharding)
     added: dict[str, Any] = {"use_cache": False}
     if arguments.get("position_ids") is None:

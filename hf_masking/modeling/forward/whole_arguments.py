@@ -22,18 +22,17 @@ from .marks import Needs
 _PER_TOKEN = ("attention_mask", "document_ids", "position_ids", "span_ids")
 _SHARED = "prefix_lengths"  # one number per row: every rank must be given the same
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-_ATTENTION = {
-    "attention",
-    "full_attention",
-    "sliding_attention",
-}  # layer types whose tokens are mixed by attention alone
+_ATTENTION = {"attention", "full_attention", "sliding_attention"}  # layers in which only attention mixes tokens
 _BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings whose frequencies depend on the length of the forward
 
 
 def gather(
-    module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs, group: ProcessGroup
+    module: PreTrainedModel, arguments: Mapping[str, Any], needs: Needs, group: ProcessGroup, *, attentions: bool
 ) -> tuple[dict[str, Any], Sharding]:
     """Return the arguments for the whole sequence, with input ids that have only their shape, and the sharding.
+
+    Parameters:
+        attentions: the caller wants the attention probabilities, which is refused.
 
     Raises:
         ValueError: the model or an argument has no meaning for a shard, or the ranks were given different arguments.
@@ -42,7 +41,7 @@ def gather(
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
     given = {name: x for name in (*_PER_TOKEN, _SHARED) if (x := arguments.get(name)) is not None}
-    error = _error(inputs, arguments, given)
+    error = _error(inputs, arguments, given, attentions)
     rows, new = (1, 1) if inputs is None else inputs.shape[:2]
     device = next(module.parameters()).device if inputs is None else inputs.device
     flags = [int(name in given) for name in (*_PER_TOKEN, _SHARED)]
@@ -92,7 +91,9 @@ def refuse_model(module: PreTrainedModel, needs: Needs) -> None:
         )
 
 
-def _error(inputs: Tensor | None, arguments: Mapping[str, Any], given: Mapping[str, Tensor]) -> str | None:
+def _error(
+    inputs: Tensor | None, arguments: Mapping[str, Any], given: Mapping[str, Tensor], attentions: bool
+) -> str | None:
     """Return why this rank's arguments cannot be used; None if they can."""
     if inputs is None:
         return "a forward inside sequence_parallel needs input_ids or inputs_embeds: this rank's shard of them"
@@ -106,7 +107,7 @@ def _error(inputs: Tensor | None, arguments: Mapping[str, Any], given: Mapping[s
             "a model shifts labels inside its own shard, which loses the token at each border; leave labels out, and "
             "compute the loss from shard_batch(batch, group)['shift_labels']"
         )
-    if arguments.get("output_attentions"):
+    if attentions:
         return "output_attentions=True needs all keys in one process; leave it out inside sequence_parallel"
     if flattened := [name for name in _FLATTENED if arguments.get(name) is not None]:
         return f"{', '.join(flattened)} describe a whole row; pass this rank's shard of document_ids instead"
