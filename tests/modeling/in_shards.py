@@ -230,7 +230,7 @@ def main(folder, count):
         "uneven": uneven(),
         "snippet": snippet(),
         "exchanged": [exchanged(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)],
-        "bytes": {mask: counted(mask) for mask in ("causal", "window:9|sinks:2", "strided:5", "block_local:3")},
+        "bytes": {mask: counted(mask) for mask in ("causal", "window:9|sinks:2", "strided:5", "block_local:23")},
         "refusals": refusals(),
     }
     (folder / f"found-{dist.get_rank()}.json").write_text(json.dumps(found))

@@ -7,6 +7,8 @@ import pytest
 from ..processes import TORCHRUN, launch
 from .in_mesh import CASES, figures, run
 
+pytestmark = pytest.mark.slow  # four processes; `test_in_two` shares contexts between two
+
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
