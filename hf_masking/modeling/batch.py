@@ -27,7 +27,7 @@ class Batch:
     cache: the cache, if its layers are `MaskedLayer`s, which know which columns they retain.
     attentions: the caller wants the attention probabilities.
     for_loss: the names of arguments that the model's loss reads, and no model inside it.
-    sharding: under sequence parallelism, the shards of all ranks; then ids and spans are those of all columns.
+    sharding: under sequence parallelism, the shards of all ranks; then ids and marks are those of all columns.
 
     B is 1 where all rows are alike.
     """

@@ -35,9 +35,10 @@ def sequence_parallel(group: ProcessGroup | None = None) -> Iterator[None]:
     different lengths. In each layer a rank is sent the keys that its queries may attend to and no others: which these
     are follows from the mask. The logits are those of the shard, equal to those of the whole sequence in one process.
 
-    Arguments per token (``attention_mask``, ``position_ids``, ``document_ids``, ``span_ids``) are the shard's, too.
-    Documents may cross from one rank to the next. The backward pass may run after the block, and must run in every
-    process; the gradient of a parameter is then the sum over the processes of what each of them has.
+    Arguments per token (``attention_mask``, ``position_ids``, ``document_ids``, ``span_ids``, ``prompt_mask``) are the
+    shard's, too; ``prefix_lengths`` and ``prompt_lengths`` are those of the whole rows. Documents may cross from one
+    rank to the next. The backward pass may run after the block, and must run in every process; the gradient of a
+    parameter is then the sum over the processes of what each of them has.
 
     ::
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..masks import Mask
-from ..masks.marks import Marks
+from ..masks.marks import Bounds, Marks
 from .layout import Lengths
 
 PADDING = -1

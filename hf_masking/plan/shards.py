@@ -101,8 +101,8 @@ def needed_columns(mask: MaskExpression, documents: Documents, shards: Shards) -
         documents: of all keys; the queries in it are not looked at.
     """
     ids, positions = documents.key_ids.cpu(), documents.key_positions.cpu()
-    spans = None if documents.key_spans is None else documents.key_spans.cpu()
-    whole = Documents(positions, ids, positions, ids, spans)
+    marks = None if documents.key_marks is None else documents.key_marks.cpu()
+    whole = Documents(positions, ids, positions, ids, marks)
     needed = torch.zeros(len(shards.sizes), shards.edges[-1], dtype=torch.bool)
     for segment in whole.segments:
         for rank, lengths in _parts(segment, shards):
@@ -133,9 +133,9 @@ def _seen(mask: MaskExpression, segment: Segment, lengths: Lengths) -> Tensor:
     for member in mask.heads:
         for piece in pieces_of(segment.bind(member), lengths):
             seen |= _seen_in_piece(piece, lengths)
-    if mask.needs:
+    if segment.marks is not None:
         # Bounds of marked spans are read off the keys, so these come whole.
-        for first, stop in segment.spans or ():
+        for first, stop in segment.marks.spans:
             seen[first:stop] = True
     return seen
 

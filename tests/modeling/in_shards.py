@@ -34,7 +34,9 @@ LEFT["position_ids"] = (LEFT["attention_mask"].cumsum(1) - 1).clamp(min=0)
 LEFT["labels"] = IDS.where(LEFT["attention_mask"] > 0, -100)
 POSITIONS = {"position_ids": torch.cat([torch.arange(19), torch.arange(LENGTH - 19)])[None], "labels": IDS}
 SPANS = {"span_ids": torch.tensor([[-1] * 9 + [4] * 17 + [-1] * 19, [7] * 30 + [-1] * 9 + [2] * 6])}
+PROMPTS = {**PACKED, "prompt_mask": (torch.arange(LENGTH) < torch.tensor([[4], [3]])).long()}
 CATALOGUE = [*MASKS, "sinks:3", "dilated:2,9|sinks:2", "strided:17", "prefix:30|window:3", "spans:3,9,20,40|causal"]
+CATALOGUE += ["prompt:9|window:3", "window:3|sinks:1|after_prompt:20"]
 
 
 @dataclasses.dataclass
@@ -72,6 +74,9 @@ def catalogue(every_backend):
     yield Case("spans|window:3", beside=SPANS, kind="marked")
     yield Case("spans|causal-window:4", beside=SPANS, backend="blockwise", kind="marked")
     yield Case("prefix|window:3", beside={"prefix_lengths": torch.tensor([30, 7])}, kind="marked")
+    for mask in ("prompt|window:3", "window:3|after_prompt"):
+        yield Case(mask, beside={"prompt_lengths": torch.tensor([30, 7])}, kind="marked")
+        yield Case(mask, beside=PROMPTS, kind="marked and packed")
     for family in ("gpt2", "llama"):
         for reentrant in (False, True):
             yield Case("window:9|sinks:2", family, beside=PACKED, kind="packed", checkpointing=reentrant)

@@ -57,8 +57,8 @@ def _documents_of_shard(batch: Batch, sharding: Sharding, device: Any) -> Docume
     """Return the documents of this rank's queries and of the keys of all ranks."""
     columns = torch.arange(sharding.total, device=device)
     ids = torch.zeros_like(columns)[None] if batch.ids is None else batch.ids.to(device)
-    spans = None if batch.spans is None else batch.spans.to(device)
-    return Documents.from_ids(ids, columns[sharding.columns], spans)
+    marks = None if batch.marks is None else batch.marks.to(device)
+    return Documents.from_ids(ids, columns[sharding.columns], marks)
 
 
 def _documents(

@@ -19,8 +19,8 @@ from ...plan.shards import Shards
 from ..sharding import Sharding, gather_alike, gather_columns
 from .marks import Needs
 
-_PER_TOKEN = ("attention_mask", "document_ids", "position_ids", "span_ids")
-_SHARED = "prefix_lengths"  # one number per row: every rank must be given the same
+_PER_TOKEN = ("attention_mask", "document_ids", "position_ids", "span_ids", "prompt_mask")
+_PER_ROW = ("prefix_lengths", "prompt_lengths")  # every rank must be given the same
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _ATTENTION = {"attention", "full_attention", "sliding_attention"}  # layers in which only attention mixes tokens
 _BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings whose frequencies depend on the length of the forward
@@ -40,22 +40,21 @@ def gather(
     refuse_model(module, needs)
     inputs = arguments.get("input_ids")
     inputs = arguments.get("inputs_embeds") if inputs is None else inputs
-    given = {name: x for name in (*_PER_TOKEN, _SHARED) if (x := arguments.get(name)) is not None}
+    given = {name: x for name in (*_PER_TOKEN, *_PER_ROW) if (x := arguments.get(name)) is not None}
     error = _error(inputs, arguments, given, attentions)
     rows, new = (1, 1) if inputs is None else inputs.shape[:2]
     device = next(module.parameters()).device if inputs is None else inputs.device
-    flags = [int(name in given) for name in (*_PER_TOKEN, _SHARED)]
+    flags = [int(name in given) for name in (*_PER_TOKEN, *_PER_ROW)]
     headers = gather_alike(torch.tensor([error is None, rows, new, *flags], device=device), group).tolist()
     if error is not None:
         raise ValueError(error)
     _refuse_differences(headers)
     sizes = tuple(header[2] for header in headers)
     whole = {name: gather_columns(_per_token(x, rows, new, device), sizes, group) for name, x in given.items()}
-    if _SHARED in whole:
-        lengths = whole[_SHARED]
-        if bool((lengths != lengths[:, :1]).any()):
-            raise ValueError("the ranks of a sequence were given different prefix_lengths; give all of them the same")
-        whole[_SHARED] = lengths[:, 0]
+    for name in whole.keys() & set(_PER_ROW):
+        if bool((whole[name] != whole[name][:, :1]).any()):
+            raise ValueError(f"the ranks of a sequence were given different {name}; give all of them the same")
+        whole[name] = whole[name][:, 0]
     _refuse_left_padding(whole)
     sharding = Sharding(group, dist.get_rank(group), Shards(sizes))
     shape = torch.zeros((), dtype=torch.long, device=device).expand(rows, sharding.total)
@@ -115,8 +114,9 @@ def _error(
     for name, x in given.items():
         if name in _PER_TOKEN and (x.ndim != 2 or x.shape[1] != new or x.shape[0] not in (1, rows)):
             return f"{name} must be this rank's shard, of shape [{rows}, {new}], got {list(x.shape)}"
-    if _SHARED in given and len(torch.as_tensor(given[_SHARED]).flatten()) != rows:
-        return f"prefix_lengths must be {rows} integers, one per row, got {given[_SHARED]}"
+    for name in given.keys() & set(_PER_ROW):
+        if len(torch.as_tensor(given[name]).flatten()) != rows:
+            return f"{name} must be {rows} integers, one per row, got {given[name]}"
     return None
 
 
@@ -124,7 +124,7 @@ def _refuse_differences(headers: Sequence[Sequence[int]]) -> None:
     for rank, header in enumerate(headers):
         if not header[0]:
             raise ValueError(f"rank {rank} of the sequence was given arguments that cannot be used; its error says why")
-    names = ("batch size", *_PER_TOKEN, _SHARED)
+    names = ("batch size", *_PER_TOKEN, *_PER_ROW)
     for name, *values in zip(names, *([header[1], *header[3:]] for header in headers), strict=True):
         if len(set(values)) > 1:
             raise ValueError(
