@@ -45,29 +45,31 @@ class Recipe:
 
 
 SMALL = Recipe(
+    # Narrow, so that attention is more than half of a training step at 4,096 tokens.
     shape={
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
+        "hidden_size": 160,
+        "intermediate_size": 432,
+        "num_hidden_layers": 3,
         "initializer_range": 0.05,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
     stages=(
         TrainingSettings(
-            context=512, steps=240, batch_size=4, learning_rate=4e-3, eval_every=240, checkpoint_every=100
+            context=512, steps=300, batch_size=4, learning_rate=4e-3, eval_every=300, checkpoint_every=100
         ),
         TrainingSettings(
             context=4096,
-            steps=16,
+            steps=24,
             batch_size=1,
             learning_rate=1e-3,
             warmup_steps=4,
             seed=1,
-            eval_every=16,
+            eval_every=24,
             checkpoint_every=8,
         ),
     ),
+    vocabulary=1536,
 )
 
 

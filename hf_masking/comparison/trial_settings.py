@@ -12,10 +12,10 @@ from ..training.settings import TrainingSettings
 class TrialSettings:
     """How each mask is tried. The defaults are short: they show a trend and are not for publication."""
 
-    context: int = option(512, "tokens in a context")
+    context: int = option(4096, "tokens in a context")
     stride: int | None = option(None, "tokens from one evaluation window to the next; by default the context")
-    steps: int = option(30, "optimizer steps of fine-tuning for each mask")
-    batch_size: int = option(4, "contexts in an optimizer step")
+    steps: int = option(16, "optimizer steps of fine-tuning for each mask")
+    batch_size: int = option(1, "contexts in an optimizer step")
     learning_rate: float = option(3e-4, "highest learning rate")
     train_tokens: int = option(700_000, "number of tokens to fine-tune on")
     eval_tokens: int = option(24_577, "number of tokens to evaluate on")

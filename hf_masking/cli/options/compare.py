@@ -10,7 +10,14 @@ from ...comparison.trial_settings import TrialSettings
 from ...options import argument, option
 from .groups import DataOptions, MaskOptions, SourceOptions
 
-MASKS = ("causal", "window:64", "window:64|sinks:4", "block_local:64,1", "strided:16|window:16", "dilated:32,4")
+MASKS = (
+    "causal",
+    "window:256",
+    "window:256|sinks:4",
+    "block_local:256,1",
+    "strided:64|window:64",
+    "block_local:128|summary:128,8",
+)
 
 
 @dataclass(frozen=True)
