@@ -21,7 +21,7 @@ def test_losing_the_first_token_is_said(caplog):
         patch_model(build("llama"), "window:4|sinks:1", check=False)
         patch_model(build("llama"), "window:4", layers={0: "causal"}, check=False)
         positions = build("llama").config.max_position_embeddings
-        for mask in (f"window:{positions}", "log_sparse"):
+        for mask in (f"window:{positions}", "log_sparse", "prompt|window:4", "window:4|after_prompt"):
             patch_model(build("llama"), mask, check=False)
         assert "first token" not in caplog.text
         patch_model(build("llama"), "block_causal:4", check=False)
@@ -33,7 +33,8 @@ def test_a_mask_that_the_models_own_window_clips_is_told(caplog, family):
     said = "the model's own see no further back than its"
     with caplog.at_level(logging.WARNING, "hf_masking"):
         # A summary is never at key 0, and the first span that is too long may start anywhere.
-        for mask in ("window:3|sinks:2", "summary:4,1", "spans:10,20|window:2", "prefix:6", "block_causal:9&window:9"):
+        wide = ("window:3|sinks:2", "summary:4,1", "spans:10,20|window:2", "prefix:6", "block_causal:9&window:9")
+        for mask in (*wide, "prompt|window:2"):
             patch_model(build(family), mask, check=False)
             assert said in caplog.text, mask
             caplog.clear()

@@ -188,5 +188,22 @@ def test_what_leaves_the_graph_says_why():
     model = patch_model(build("llama", num_hidden_layers=1), "prefix|causal", check=False)
     with pytest.raises(RuntimeError, match="prefix_lengths, span_ids"):
         one_graph(model, backend="eager")(ids, prefix_lengths=torch.tensor([3]), use_cache=False)
+    with pytest.raises(RuntimeError, match="prompt_lengths, prompt_mask"):
+        patch_model(model, "prompt|causal", check=False)
+        one_graph(model, backend="eager")(ids, prompt_lengths=torch.tensor([3]), use_cache=False)
+    patch_model(model, "prefix|causal", check=False)
     prefixed = torch.compile(model, backend="eager")(ids, prefix_lengths=torch.tensor([3]), use_cache=False).logits
     torch.testing.assert_close(prefixed, model(ids, prefix_lengths=torch.tensor([3]), use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_prompts_are_read_beside_the_graph():
+    """What a forward with these lengths computes is the same, compiled or not, and so is a cache that is told again."""
+    ids, lengths = tokens(2, 24), torch.tensor([5, 9])
+    model = patch_model(build("llama", num_hidden_layers=1), "prompt|window:3", check=False)
+    whole = model(ids, prompt_lengths=lengths, use_cache=False).logits
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(ids, prompt_lengths=lengths, use_cache=False).logits, whole)
+    first = compiled(ids[:, :20], prompt_lengths=lengths, use_cache=True)
+    second = compiled(ids[:, 20:], prompt_lengths=lengths, past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole, rtol=0, atol=1e-4)

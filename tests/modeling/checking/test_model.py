@@ -185,6 +185,18 @@ def test_the_check_catches(name, model, monkeypatch):
         assert not report.passed, f"not caught:\n{report}"
 
 
+@pytest.mark.parametrize("mask", ["prompt|window:2", "window:2|sinks:1|after_prompt", "prefix|prompt|window:2"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_check_catches_a_prompt_of_another_length(family, mask, monkeypatch):
+    model = patch_model(build(family), mask, check=False)
+    assert check_model(model).passed
+    honest = documents._marks
+    monkeypatch.setattr(
+        documents, "_marks", lambda *arguments: (marks := honest(*arguments))._replace(prompt=marks.prompt + 1)
+    )
+    assert not check_model(model).passed
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_patching_is_refused_and_undone(family, monkeypatch):
     """The same through `patch_model`: the model is left as it was, and the message has the table."""

@@ -17,6 +17,7 @@ from ..families import build, tokens
         ("llama", "causal", {0: "causal"}, False, "causal"),
         ("mistral", "causal", {}, False, "causal; within the model's window of 5"),
         ("mistral", "window:5", {}, False, "window:5"),
+        ("mistral", "prompt|window:3", {}, False, "prompt|window:3; within the model's window of 5"),
         ("mistral", "window:3|sinks:1", {}, True, "window:3|sinks:1; without the model's own window"),
         ("gemma3", "window:9", {}, False, "window:9; layer 0 within the model's window of 5"),
         ("gemma3", "window:9", {0: "window:2"}, False, "window:9; layer 0: window:2"),
