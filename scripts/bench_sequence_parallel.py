@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -50,6 +50,8 @@ class Step:
     """A training step of a model shaped like GPT-2 small.
 
     sharded: the processes share weights, gradients and AdamW's state as well (FSDP2).
+    backward_layers: stop after the backward pass of so many layers, the last ones; 0 for a whole step. The peak lies
+        in the backward pass of the last layer, when the inputs of all layers are held.
     """
 
     processes: int
@@ -58,6 +60,11 @@ class Step:
     layers: int
     width: int
     vocabulary: int
+    backward_layers: int
+
+
+class EnoughError(Exception):
+    """The backward pass has come as far as it should."""
 
 
 class ScoredInPieces(nn.Module):
@@ -98,20 +105,32 @@ def step_of_process(step: Step) -> dict[str, float]:
         mesh = init_device_mesh("cpu", (step.processes,))
         for layer in (*model.transformer.h, model.transformer.wpe, whole):
             fully_shard(layer, mesh=mesh)
+    if step.backward_layers:
+        model.transformer.h[-1 - step.backward_layers].register_full_backward_pre_hook(_stop)
     optimizer = torch.optim.AdamW(whole.parameters())
     ids = torch.randint(step.vocabulary, (1, step.tokens), generator=torch.Generator().manual_seed(1))
     shard = shard_batch({"input_ids": ids, "labels": ids})
     started = time.perf_counter()
     with sequence_parallel() if step.processes > 1 else nullcontext():
         loss = whole(shard["input_ids"], shard["shift_labels"]) / (step.tokens - 1)
-    loss.backward()
+    with suppress(EnoughError):
+        loss.backward()
+        _finish(step, whole, optimizer)
+    total = loss.detach()
+    dist.all_reduce(total)
+    return {"loss": total.item(), "peak_bytes": peak_memory(), "seconds": time.perf_counter() - started}
+
+
+def _stop(*_: Any) -> None:
+    raise EnoughError
+
+
+def _finish(step: Step, whole: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Add up the gradients of the processes, unless the engine has, and do the optimizer's step."""
     if not step.sharded and step.processes > 1:
         for parameter in whole.parameters():
             dist.all_reduce(parameter.grad)
     optimizer.step()
-    total = loss.detach()
-    dist.all_reduce(total)
-    return {"loss": total.item(), "peak_bytes": peak_memory(), "seconds": time.perf_counter() - started}
 
 
 def bytes_of_process(tokens: int) -> dict[str, int]:
@@ -177,6 +196,7 @@ def main(
     layers: Annotated[int, typer.Option(help="layers of the model")] = 12,
     width: Annotated[int, typer.Option(help="width of the model, a multiple of 64")] = 768,
     vocabulary: Annotated[int, typer.Option(help="tokens of the vocabulary; GPT-2's has 50,257")] = 8192,
+    backward_layers: Annotated[int, typer.Option(help="end the step after the backward of so many; 0: all")] = 0,
     output: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
     """Measure bytes by mask, and the peak memory of a step in one process and in two."""
@@ -195,7 +215,7 @@ def main(
         "steps": steps,
     }
     for processes, sharded in ((1, False), (2, True), (2, False)):
-        step = dataclasses.asdict(Step(processes, sharded, step_tokens, layers, width, vocabulary))
+        step = dataclasses.asdict(Step(processes, sharded, step_tokens, layers, width, vocabulary, backward_layers))
         found = in_processes(processes, "step", **step)
         steps.append({**step, "peak_bytes": [each["peak_bytes"] for each in found], **_common(found)})
         typer.echo(f"{processes} processes, sharded {sharded}: {max(steps[-1]['peak_bytes']) / 2**20:,.0f} MiB each")
