@@ -75,9 +75,10 @@ def test_a_probe_asks_what_the_long_hybrid_has_learnt(script):
     experiment = script("e5_long_hybrid")
     item, other = probes.Questions(experiment.Fact(), 300, distances=[7, 1, 250], questions=2)
     assert item.distances.tolist() == [1, 7, 250]
-    for column, back, right in zip(item.asked.tolist(), item.distances.tolist(), item.right.tolist(), strict=True):
+    for column, back, some, right in zip(item.asked, item.distances, item.candidates[..., 0], item.right, strict=True):
+        assert sorted(some.tolist()) == list(range(experiment.FILLER, experiment.ASK))
         assert item.token_ids[column] == experiment.ASK
-        assert item.token_ids[column - back] == item.candidates[0, right, 0] == experiment.FILLER + right
+        assert item.token_ids[column - back] == some[right]
     assert int((item.token_ids >= experiment.FILLER).sum()) == 4
     assert not torch.equal(item.token_ids, other.token_ids)
 

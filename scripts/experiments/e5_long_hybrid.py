@@ -71,8 +71,10 @@ class Fact:
         place = context - 1 - int(back[-1])
         tokens[place + back] = ASK
         tokens[place] = FILLER + value
-        candidates = torch.arange(FILLER, ASK).expand(len(back), -1)[..., None]
-        return [Item(tokens, place + back, candidates, value.expand(len(back)), back)]
+        # In another order for each question: all of them have one answer, which the control could not shuffle.
+        order = torch.rand(len(back), VALUES, generator=draw).argsort(-1)
+        right = (order == value).int().argmax(-1)
+        return [Item(tokens, place + back, FILLER + order[..., None], right, back)]
 
 
 def model_under(mask: str) -> PreTrainedModel:
