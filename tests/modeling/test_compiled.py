@@ -188,8 +188,8 @@ def test_what_leaves_the_graph_says_why():
     model = patch_model(build("llama", num_hidden_layers=1), "prefix|causal", check=False)
     with pytest.raises(RuntimeError, match="prefix_lengths, span_ids"):
         one_graph(model, backend="eager")(ids, prefix_lengths=torch.tensor([3]), use_cache=False)
+    patch_model(model, "prompt|causal", check=False)
     with pytest.raises(RuntimeError, match="prompt_lengths, prompt_mask"):
-        patch_model(model, "prompt|causal", check=False)
         one_graph(model, backend="eager")(ids, prompt_lengths=torch.tensor([3]), use_cache=False)
     patch_model(model, "prefix|causal", check=False)
     prefixed = torch.compile(model, backend="eager")(ids, prefix_lengths=torch.tensor([3]), use_cache=False).logits
