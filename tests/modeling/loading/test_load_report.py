@@ -1,4 +1,4 @@
-"""What masks have learned is loaded by us, and reported by nobody as unexpected."""
+"""Learned parameters of masks are loaded by `from_pretrained`, and nobody reports them as unexpected."""
 
 import logging
 
