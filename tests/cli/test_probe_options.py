@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from hf_masking import patch_model, probe, probe_task
 from hf_masking.cli import terminal
-from hf_masking.comparison import eval_speed, trials
 from hf_masking.comparison import run as comparison_run
+from hf_masking.comparison import speed, trials
 from hf_masking.evaluation.probes import probing
 
 PROBE = ("--context", "48", "--questions", "12")
@@ -113,7 +113,7 @@ NO_TEXT = "says which text is read, and --probe reads none; leave it out"
         ("--context must be at least 86 tokens for this probe, got 48", (*BEFORE, "--probe", "passkey")),
         ("the tokenizer has no BOS token; leave --bos out", (*BEFORE, "--bos")),
         ("mask block_causal:4 looks 3 tokens ahead, so the accuracy of a probe", (*BEFORE, "--mask", "block_causal:4")),
-        ("mask prefix|causal attends to marked tokens bidirectionally", (*BEFORE, "--mask", "prefix|causal")),
+        ("mask prefix|causal needs marked tokens, and a plain text has no marks", (*BEFORE, "--mask", "prefix|causal")),
         ("unknown mask 'windw'", (*BEFORE, "--mask", "windw:3")),
         ("a context of 48 tokens takes 48 positions, and the model has 32", ("eval", "POSITIONS", *BEFORE[2:])),
         ("--probe must be one of recall, copy, passkey, got 'x'", ("compare", "MODEL", "--probe", "x")),
@@ -133,7 +133,7 @@ def test_refused_in_one_line(run, model_folder, positions, text_file, monkeypatc
 
 
 def test_compare_asks_before_and_after_the_fine_tuning(run, model_folder, text_file, tmp_path, monkeypatch):
-    for module in (trials, comparison_run, eval_speed):  # that it takes processes is tested elsewhere
+    for module in (trials, comparison_run, speed):  # that it takes processes is tested elsewhere
         monkeypatch.setattr(module, "in_own_process", lambda function, *arguments: function(*arguments))
     output = tmp_path / "out"
     code, out, err = run(
