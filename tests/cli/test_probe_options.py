@@ -79,14 +79,15 @@ def test_rows_that_were_answered_survive_one_that_fails(run, model_folder, tmp_p
     assert code == 1 and "out of luck" in err
 
 
-@pytest.fixture
-def positions(tmp_path, model_folder):
+@pytest.fixture(scope="module")  # made before the command's streams are captured: saving shows a progress bar
+def positions(tmp_path_factory, model_folder):
     """A model with 32 positions."""
+    folder = tmp_path_factory.mktemp("positions")
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "positions")
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "positions")
-    return tmp_path / "positions"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    return folder
 
 
 BEFORE = ("eval", "MODEL", "--probe", "recall", "--context", "48")
