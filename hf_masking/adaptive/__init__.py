@@ -1,8 +1,8 @@
 """Adaptive masks: the allowed pairs depend on the input.
 
 A new one is a subclass of `Weighting` or `Selection` in a file of its own, its name in this module (the import,
-`ADAPTIVE`, ``__all__``) and in `hf_masking/public.py`. No plan, kernel, cache or command needs to know it. Outside the
-package the class and `register_mask` are enough.
+`ADAPTIVE`, ``__all__``) and in `hf_masking/public.py`, and an example in `hf_masking/cli/masks.py`. No plan, kernel or
+cache needs to know it. Outside the package the class and `register_mask` are enough.
 """
 
 from .adaptive_mask import AdaptiveMask

@@ -1,8 +1,8 @@
 """The static patterns, one file each.
 
 A new one is a subclass of `Pattern` in a file of its own, its name in this module (the import, `PATTERNS`,
-``__all__``), in `hf_masking/masks/__init__.py` and in `hf_masking/public.py`. Outside the package the class and
-`register_mask` are enough.
+``__all__``), in `hf_masking/masks/__init__.py` and in `hf_masking/public.py`, and an example in
+`hf_masking/cli/masks.py`. Outside the package the class and `register_mask` are enough.
 """
 
 from ..pattern import Pattern
